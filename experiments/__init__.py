@@ -1,0 +1,1 @@
+"""Command lines: sampling from sketches, training, evaluation."""

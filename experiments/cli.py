@@ -1,0 +1,45 @@
+"""What every command shares: flags, one-line errors, exit status."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import app, flags
+
+from maskgit_jax.errors import InputError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs `main`.
+
+    Bad flags and `InputError` end the command with one line on stderr and status 2; Ctrl-C ends
+    it with status 130.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(str(error))
+        if len(rest) > 1:
+            _fail(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
+        return rest
+
+    def guarded(argv: list[str]) -> None:
+        del argv
+        try:
+            main()
+        except InputError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(message: str) -> NoReturn:
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""What steers sampling: structure distance, classifier-free guidance."""

@@ -1,0 +1,209 @@
+"""MaskSketch: sketches to pictures by structure-guided decoding (arXiv:2302.05496, section 3)."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from guidance.classifier_free import classifier_free_predict, other_class_token
+from guidance.structure import (
+    StructureSettings,
+    hide_start,
+    structure_distance,
+    structure_remask,
+)
+from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, decode, sample_key
+from maskgit_jax.model import Model
+from maskgit_jax.transformer import AttentionInputs, Transformer
+
+
+class Guide(NamedTuple):
+    """What leads one sample through all its steps.
+
+    Attributes:
+      target: attention inputs of the sketch.
+      other_token: class token that classifier-free guidance leads away from.
+      num_hidden: number of ids hidden at the start.
+      settings: the knobs.
+    """
+
+    target: AttentionInputs
+    other_token: Int[Array, ""]
+    num_hidden: Int[Array, ""]
+    settings: StructureSettings
+
+
+def make_guide(
+    transformer: Transformer,
+    params,
+    sketch_tokens: Tokens,
+    start_tokens: Tokens,
+    other_token: Int[Array, ""],
+    settings: StructureSettings,
+) -> Guide:
+    """The guide of one sample; one pass over the sketch's ids."""
+    num_layers = settings.layer_weights.shape[-1]
+    target = transformer.apply({"params": params}, sketch_tokens, num_layers, method="attention")
+    return Guide(target, other_token, jnp.sum(start_tokens == MASK_ID), settings)
+
+
+def start(
+    transformer: Transformer,
+    params,
+    sketch_tokens: Tokens,
+    settings: StructureSettings,
+    key: RandomKey,
+) -> tuple[Guide, DecodeState]:
+    """One sample before its first step: the sketch's ids, most of them hidden.
+
+    Args:
+      transformer: the model.
+      params: its weights.
+      sketch_tokens: class token and the sketch's ids.
+      settings: the knobs.
+      key: the sample's key; nothing else is random.
+    """
+    other_key, hide_key, loop_key = jax.random.split(key, 3)
+    other_token = other_class_token(other_key, sketch_tokens[0], transformer)
+    start_tokens = hide_start(sketch_tokens, settings.max_mask_rate, hide_key)
+    guide = make_guide(transformer, params, sketch_tokens, start_tokens, other_token, settings)
+    return guide, DecodeState(start_tokens, start_tokens, loop_key)
+
+
+def advance(
+    transformer: Transformer,
+    params,
+    guide: Guide,
+    state: DecodeState,
+    first_step: Int[Array, ""] | int,
+    last_step: Int[Array, ""] | int,
+    num_steps: Int[Array, ""] | int,
+    divergence: str = "jeffreys",
+) -> DecodeState:
+    """Runs the steps first_step .. last_step - 1 of num_steps for one sample."""
+    settings = guide.settings
+    predict = classifier_free_predict(
+        transformer, params, guide.other_token, settings.guidance_scale
+    )
+    remask = structure_remask(
+        transformer,
+        params,
+        guide.target,
+        guide.num_hidden,
+        settings,
+        num_steps=num_steps,
+        divergence=divergence,
+    )
+    return decode(predict, remask, state, first_step, last_step)
+
+
+def distance(
+    transformer: Transformer,
+    params,
+    guide: Guide,
+    tokens: Tokens,
+    divergence: str = "jeffreys",
+) -> Float[Array, "S"]:
+    """Structure distance between the guide's sketch and ids, token by token."""
+    weights = guide.settings.layer_weights
+    attention = transformer.apply(
+        {"params": params}, tokens, weights.shape[-1], method="attention"
+    )
+    return structure_distance(guide.target, attention, weights, divergence)
+
+
+class Samples(NamedTuple):
+    """The result of `sample`.
+
+    Attributes:
+      ids: image ids.
+      structure_distance: mean over the image tokens of each sample's distance to its sketch.
+    """
+
+    ids: Int[Array, "B N"]
+    structure_distance: Float[Array, "B"]
+
+
+def sample(
+    model: Model,
+    sketch_tokens: Int[Array, "B S"],
+    settings: StructureSettings,
+    *,
+    num_steps: int,
+    seed: int,
+    indices: Int[Array, "B"],
+    divergence: str = "jeffreys",
+    progress: Callable[[int], None] | None = None,
+    steps_per_call: int = 8,
+) -> Samples:
+    """Draws one sample per row, spread over all local devices.
+
+    Args:
+      model: the generator.
+      sketch_tokens: class token (K + label) and sketch ids of each sample.
+      settings: one setting for all, or a leading axis of B where samples differ.
+      num_steps: decoding steps, ≥ 1.
+      seed: with the index, all that a sample's randomness depends on.
+      indices: the samples' numbers.
+      divergence: one of `structure.DIVERGENCES`.
+      progress: called with the number of steps done, from 0 (compiled and started) up.
+      steps_per_call: steps between two calls of `progress`.
+    """
+    batch = len(sketch_tokens)
+    devices = jax.local_devices()
+    padded = -(-batch // len(devices)) * len(devices)
+    rows = jnp.minimum(jnp.arange(padded), batch - 1)
+    sharding = NamedSharding(jax.make_mesh((len(devices),), ("samples",)), PartitionSpec("samples"))
+    put = lambda tree: jax.device_put(jax.tree.map(lambda x: x[rows], tree), sharding)
+
+    batched = _per_sample(settings, batch)
+    keys = jax.vmap(functools.partial(sample_key, seed))(indices)
+    transformer, params = model.transformer, model.transformer_params
+    guide, state = _start(transformer, params, put(sketch_tokens), put(batched), put(keys))
+    for first in range(0, num_steps, steps_per_call):
+        if progress is not None:
+            progress(first)
+        last = min(first + steps_per_call, num_steps)
+        state = _advance(
+            transformer, params, guide, state, first, last, num_steps, divergence=divergence
+        )
+        jax.block_until_ready(state)
+    distances = _distance(transformer, params, guide, state.sampled, divergence=divergence)
+    if progress is not None:
+        progress(num_steps)
+    return Samples(state.sampled[:batch, 1:], jnp.mean(distances[:batch, 1:], axis=1))
+
+
+def _per_sample(settings: StructureSettings, batch: int) -> StructureSettings:
+    """Gives every setting a leading axis of samples."""
+
+    def spread(name: str, value) -> Float[Array, "B *_"]:
+        value = jnp.asarray(value, jnp.float32)
+        own_axes = 1 if name == "layer_weights" else 0
+        return value if value.ndim > own_axes else jnp.broadcast_to(value, (batch, *value.shape))
+
+    return StructureSettings(*map(spread, settings._fields, settings))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(transformer, params, sketch_tokens, settings, keys):
+    each = functools.partial(start, transformer, params)
+    return jax.vmap(each)(sketch_tokens, settings, keys)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="divergence", donate_argnums=3)
+def _advance(transformer, params, guide, state, first_step, last_step, num_steps, *, divergence):
+    each = functools.partial(advance, transformer, params, divergence=divergence)
+    return jax.vmap(each, in_axes=(0, 0, None, None, None))(
+        guide, state, first_step, last_step, num_steps
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="divergence")
+def _distance(transformer, params, guide, tokens, *, divergence):
+    each = functools.partial(distance, transformer, params, divergence=divergence)
+    return jax.vmap(each)(guide, tokens)

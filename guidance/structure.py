@@ -1,0 +1,235 @@
+"""Structure guidance: the distance between attention maps and the remask rule that lowers it.
+
+MaskSketch (arXiv:2302.05496), sections 3.2 and 3.3.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from maskgit_jax import schedules
+from maskgit_jax.decoding import MASK_ID, Remask, Tokens, hide_lowest
+from maskgit_jax.errors import InputError
+from maskgit_jax.transformer import AttentionInputs, Transformer
+
+MapLogits = Float[Array, "*b j"]
+"""Rows of an attention map before the softmax, or anything that differs from them by a constant
+per row, such as the map's logarithm."""
+
+
+def jeffreys(target: MapLogits, sampled: MapLogits) -> Float[Array, "*b"]:
+    """Jeffreys divergence of the maps' rows, J(p‖q) = Σ_j (p_j − q_j)(log p_j − log q_j).
+
+    Every term is ≥ 0 also in floating point, and log-softmax keeps the logarithms finite where a
+    probability underflows.
+    """
+    log_p, log_q = jax.nn.log_softmax(target), jax.nn.log_softmax(sampled)
+    return jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q), axis=-1)
+
+
+def cross_entropy(target: MapLogits, sampled: MapLogits) -> Float[Array, "*b"]:
+    """The released code's form, −Σ_j (p_j log q_j + q_j log p_j).
+
+    The Jeffreys divergence and both rows' entropies: it also punishes diffuse attention.
+    """
+    log_p, log_q = jax.nn.log_softmax(target), jax.nn.log_softmax(sampled)
+    return -jnp.sum(jnp.exp(log_p) * log_q + jnp.exp(log_q) * log_p, axis=-1)
+
+
+DIVERGENCES: dict[str, Callable[[MapLogits, MapLogits], Float[Array, "*b"]]] = {
+    "jeffreys": jeffreys,
+    "cross_entropy": cross_entropy,
+}
+
+
+def check_divergence(name: str) -> None:
+    """Raises InputError for a name that is none of `DIVERGENCES`."""
+    if name not in DIVERGENCES:
+        raise InputError(f"unknown divergence {name!r}: expected one of {', '.join(DIVERGENCES)}")
+
+
+def layer_weights(layers: Sequence[int] | None, num_layers: int) -> Float[np.ndarray, "L"]:
+    """Equal weights for the chosen layers, 0 for the others below the highest one.
+
+    The length of the array is the number of layers that are run. None chooses all.
+
+    Raises:
+      InputError: no layer, one twice, or one that the model lacks.
+    """
+    chosen = list(range(num_layers)) if layers is None else list(layers)
+    if not chosen:
+        raise InputError(f"no layers: choose some of 0 to {num_layers - 1}")
+    for layer in chosen:
+        if not 0 <= layer < num_layers:
+            raise InputError(f"layer {layer} is out of range: the model has 0 to {num_layers - 1}")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"layers {chosen} name one twice")
+    weights = np.zeros(max(chosen) + 1, np.float32)
+    weights[chosen] = 1.0
+    return weights
+
+
+def structure_distance(
+    target: AttentionInputs,
+    sampled: AttentionInputs,
+    layer_weights: Float[Array, "L"],
+    divergence: str = "jeffreys",
+) -> Float[Array, "S"]:
+    """Distance d_i of each token between two attention stacks (section 3.2).
+
+    The mean over heads and the weighted mean over layers of the divergence between the i-th rows
+    of the maps. One layer's maps exist at a time.
+
+    Args:
+      target: of the sketch's ids.
+      sampled: of the sampled ids.
+      layer_weights: ≥ 0, not all 0; their scale does not matter.
+      divergence: one of `DIVERGENCES`.
+    """
+
+    def of_layer(layer: tuple[AttentionInputs, AttentionInputs]) -> Float[Array, "S"]:
+        maps = (jnp.einsum("qhd,khd->hqk", side.queries, side.keys) for side in layer)
+        return jnp.mean(DIVERGENCES[divergence](*maps), axis=0)
+
+    distances = jax.lax.map(of_layer, (target, sampled))
+    return layer_weights @ distances / jnp.sum(layer_weights)
+
+
+class StructureSettings(NamedTuple):
+    """The knobs of structure-guided decoding, all traced: changing one compiles nothing.
+
+    The defaults are the released ones, for 500 to 1000 steps.
+
+    Attributes:
+      layer_weights: weight of each layer's distance, from layer 0 up; see `layer_weights`.
+      lambda_s: share of the hidden ids chosen by structure, in [0, 1]; the rest by confidence.
+        1 is all structure, 0 all realism.
+      guidance_scale: of classifier-free guidance, ≥ 0.
+      max_mask_rate: share of ids hidden at the start, in (0, 1].
+      min_mask_rate: share hidden after the last step, in [0, max_mask_rate].
+      structure_temperature: of the Gumbel noise on the rescaled structure scores.
+      confidence_temperature: of the Gumbel noise on the rescaled confidences.
+    """
+
+    layer_weights: Float[Array, "*b L"]
+    lambda_s: Float[Array, "*b"] | float = 0.9
+    guidance_scale: Float[Array, "*b"] | float = 0.6
+    max_mask_rate: Float[Array, "*b"] | float = 0.95
+    min_mask_rate: Float[Array, "*b"] | float = 0.35
+    structure_temperature: Float[Array, "*b"] | float = 0.0
+    confidence_temperature: Float[Array, "*b"] | float = 0.0
+
+
+def check_settings(settings: StructureSettings) -> None:
+    """Raises InputError unless every setting is a number in its range."""
+    ranges = {
+        "lambda_s": (0.0, 1.0),
+        "guidance_scale": (0.0, np.inf),
+        "max_mask_rate": (0.0, 1.0),
+        "min_mask_rate": (0.0, 1.0),
+        "structure_temperature": (0.0, np.inf),
+        "confidence_temperature": (0.0, np.inf),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not np.all(np.isfinite(value)) or np.any(value < np.float32(low)) or np.any(value > high):
+            expected = f"from {low:g} to {high:g}" if high < np.inf else f"{low:g} or more"
+            raise InputError(f"{name} is {value}: expected a number {expected}")
+    if np.any(settings.min_mask_rate > settings.max_mask_rate) or np.any(
+        settings.max_mask_rate == 0
+    ):
+        raise InputError(
+            f"mask rates fall from {settings.max_mask_rate} to {settings.min_mask_rate}: expected "
+            "max_mask_rate above 0 and not below min_mask_rate"
+        )
+
+
+def structure_remask(
+    transformer: Transformer,
+    params: Any,
+    target: AttentionInputs,
+    num_hidden: Int[Array, ""],
+    settings: StructureSettings,
+    *,
+    num_steps: Int[Array, ""] | int,
+    divergence: str = "jeffreys",
+) -> Remask:
+    """Hides what strays from the sketch's structure, and what the model is unsure of (section 3.3).
+
+    Of n = floor(rate · N₀) ids, floor(λ_s · n) of largest distance or floor((1 − λ_s) · n) of
+    lowest confidence are hidden, whether or not they were hidden before. The rate falls linearly
+    from the highest to the lowest mask rate.
+
+    Args:
+      transformer: the model.
+      params: its weights.
+      target: attention inputs of the sketch's ids, as many layers as weights.
+      num_hidden: N₀, the number of ids hidden at the start.
+      settings: see `StructureSettings`.
+      num_steps: T.
+      divergence: one of `DIVERGENCES`.
+    """
+    num_layers = settings.layer_weights.shape[-1]
+
+    def remask(step, ids, sampled, logits, key):
+        attention = transformer.apply({"params": params}, sampled, num_layers, method="attention")
+        distance = structure_distance(target, attention, settings.layer_weights, divergence)
+
+        probabilities = jnp.take_along_axis(
+            jax.nn.softmax(logits[1:]), sampled[1:, None], axis=-1
+        )[:, 0]
+        # The class token is no candidate for the confidence mask.
+        confidence = jnp.concatenate([jnp.full(1, jnp.inf), _rescale(probabilities)])
+
+        falling = schedules.mask_ratio("linear", (step + 1.0) / num_steps, num_hidden)
+        span = settings.max_mask_rate - settings.min_mask_rate
+        count = _floor(num_hidden * (settings.min_mask_rate + falling * span))
+
+        # Keys of their own for each draw; the loop's key goes on as if none had been made.
+        structure_key, confidence_key = jax.random.split(jax.random.fold_in(key, 0))
+        by_structure = _hide_noisy(
+            _rescale(-distance),
+            _floor(count * settings.lambda_s),
+            settings.structure_temperature,
+            structure_key,
+        )
+        by_confidence = _hide_noisy(
+            confidence,
+            _floor(count * (1 - settings.lambda_s)),
+            settings.confidence_temperature,
+            confidence_key,
+        )
+        return (by_structure | by_confidence).at[0].set(False), key
+
+    return remask
+
+
+def hide_start(tokens: Tokens, rate: Float[Array, ""] | float, key) -> Tokens:
+    """Hides a random ceil(rate · N) of the image ids."""
+    num_tokens = tokens.shape[-1] - 1
+    count = jnp.ceil(num_tokens * rate * (1 - 1e-6)).astype(jnp.int32)
+    count = jnp.clip(count, 1, num_tokens)
+    ids = tokens[1:]
+    hide = hide_lowest(jnp.zeros(num_tokens), count, key)
+    return tokens.at[1:].set(jnp.where(hide, MASK_ID, ids))
+
+
+def _floor(x: Float[Array, ""]) -> Int[Array, ""]:
+    # 0.7 · 10 is 6.9999999 in float32 and means 7.
+    return jnp.floor(x * (1 + 1e-6)).astype(jnp.int32)
+
+
+def _rescale(scores: Float[Array, "n"]) -> Float[Array, "n"]:
+    """To [0, 1], lowest to highest; all 0 where all agree."""
+    low, high = jnp.min(scores), jnp.max(scores)
+    return (scores - low) / jnp.maximum(high - low, jnp.finfo(scores.dtype).tiny)
+
+
+def _hide_noisy(scores, count, temperature, key):
+    noise_key, tie_key = jax.random.split(key)
+    noisy = scores + temperature * jax.random.gumbel(noise_key, scores.shape)
+    return hide_lowest(noisy, count, tie_key)

@@ -1,0 +1,1 @@
+"""MaskGIT in JAX/Flax: tokenizer, transformer, checkpoints, schedules, decoding, training."""

@@ -1,0 +1,128 @@
+"""A loaded model: a folder's configuration, modules and weights."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from maskgit_jax import checkpoint, download
+from maskgit_jax.config import ModelConfig, TokenizerConfig, read_config
+from maskgit_jax.errors import InputError
+from maskgit_jax.tokenizer import Tokenizer
+from maskgit_jax.transformer import Transformer
+
+_BUILTIN = ("demo",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A frozen generator.
+
+    Attributes:
+      config: hyper-parameters and class names.
+      transformer: the module over ids.
+      transformer_params: its weights.
+      tokenizer: the module between pictures and ids.
+      tokenizer_params: its weights.
+    """
+
+    config: ModelConfig
+    transformer: Transformer
+    transformer_params: Any
+    tokenizer: Tokenizer
+    tokenizer_params: Any
+
+    def encode(self, images: Float[Array, "b H W 3"]) -> Int[Array, "b N"]:
+        """Ids, in [0, K), of square pictures in [0, 1]."""
+        ids = self._encode({"params": self.tokenizer_params}, images)
+        return ids.reshape(len(ids), -1)
+
+    def decode(self, ids: Int[Array, "b N"]) -> Float[Array, "b H W 3"]:
+        """Pictures, about in [0, 1], of image ids."""
+        side = self.config.tokenizer.latent_size
+        return self._decode({"params": self.tokenizer_params}, ids.reshape(-1, side, side))
+
+    @functools.cached_property
+    def _encode(self):
+        return jax.jit(functools.partial(self.tokenizer.apply, method="encode"))
+
+    @functools.cached_property
+    def _decode(self):
+        return jax.jit(functools.partial(self.tokenizer.apply, method="decode"))
+
+
+def with_class_token(
+    config: ModelConfig, labels: Int[Array, "*b"], ids: Int[Array, "*b N"]
+) -> Int[Array, "*b S"]:
+    """The transformer's input: the class token K + label before the image ids."""
+    tokens = labels[..., None] + config.transformer.codebook_size
+    return jnp.concatenate([tokens, ids], axis=-1).astype(jnp.int32)
+
+
+def builtin_folder(name: str) -> Path:
+    """Where a model that ships with the package lies."""
+    return Path(__file__).parent / "models" / name
+
+
+def load_model(name: str | os.PathLike[str]) -> Model:
+    """Loads a model from a folder, or by name.
+
+    Args:
+      name: "demo" (ships with the package), "imagenet256" or "imagenet512" (fetched once to a
+        cache folder, see `download`), or the path of a folder with `config.json`,
+        `maskgit_checkpoint` and `tokenizer_checkpoint` in the released format.
+
+    Raises:
+      InputError: no such model, a file is missing or damaged, or the parameters are not those
+        of the configuration.
+    """
+    if name in _BUILTIN:
+        folder = builtin_folder(str(name))
+    elif name in download.MODELS:
+        folder = download.fetch_model(str(name))
+    else:
+        folder = Path(name)
+        if not folder.is_dir():
+            known = ", ".join((*_BUILTIN, *download.MODELS))
+            raise InputError(
+                f"no model {str(name)!r}: expected {known}, or a folder with config.json, "
+                "maskgit_checkpoint and tokenizer_checkpoint"
+            )
+    config = read_config(folder / "config.json")
+    tokenizer, tokenizer_params = load_tokenizer(folder, config.tokenizer)
+    transformer = Transformer(config.transformer)
+    ids = jax.ShapeDtypeStruct((1, config.transformer.sequence_length), jnp.int32)
+    transformer_params = _load_params(folder / "maskgit_checkpoint", transformer, ids)
+    return Model(
+        config=config,
+        transformer=transformer,
+        transformer_params=transformer_params,
+        tokenizer=tokenizer,
+        tokenizer_params=tokenizer_params,
+    )
+
+
+def load_tokenizer(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, Any]:
+    """Loads a model folder's tokenizer alone: the module and its weights."""
+    tokenizer = Tokenizer(config)
+    size = config.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return tokenizer, _load_params(folder / "tokenizer_checkpoint", tokenizer, images)
+
+
+def parameter_shapes(module: Any, example: jax.ShapeDtypeStruct) -> Any:
+    """Names and shapes of a module's parameters; nothing is computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+
+
+def _load_params(path: Path, module: Any, example: jax.ShapeDtypeStruct) -> Any:
+    params = checkpoint.read_checkpoint(path)
+    # The configuration is what the code would run; the file decides whether that is true.
+    expected = checkpoint.manifest_of(parameter_shapes(module, example))
+    checkpoint.check_params(params, expected, source=str(path))
+    return jax.tree.map(jnp.asarray, params)

@@ -1,0 +1,50 @@
+"""Mask schedules γ: which share of the ids is hidden after a share of the steps.
+
+MaskGIT (arXiv:2202.04200), section 3.4 and appendix A.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from maskgit_jax.errors import InputError
+
+_SCHEDULES = {
+    "cosine": lambda r, n: jnp.cos(math.pi / 2 * r),
+    "linear": lambda r, n: 1 - r,
+    "square": lambda r, n: 1 - r**2.0,
+    "cubic": lambda r, n: 1 - r**3.0,
+    "square_root": lambda r, n: 1 - r**0.5,
+    "logarithmic": lambda r, n: -jnp.log2(r) / jnp.log2(n),
+    "exponential": lambda r, n: 1 - jnp.exp2(-jnp.log2(n) * (1 - r)),
+}
+
+SCHEDULE_NAMES = tuple(_SCHEDULES)
+
+
+def check_schedule(name: str) -> None:
+    """Raises InputError for a name that is none of `SCHEDULE_NAMES`."""
+    if name not in _SCHEDULES:
+        raise InputError(f"unknown schedule {name!r}: expected one of {', '.join(SCHEDULE_NAMES)}")
+
+
+def mask_ratio(
+    name: str,
+    ratio: Float[Array, "*b"] | float,
+    num_hidden: Int[Array, ""] | int,
+) -> Float[Array, "*b"]:
+    """γ(ratio): the share of ids to hide, in [1e-6, 1], falling in `ratio`.
+
+    Args:
+      name: one of `SCHEDULE_NAMES`.
+      ratio: share of the steps done, t / T in [0, 1]; in training drawn uniformly.
+      num_hidden: number of ids hidden at the start; the logarithmic and exponential schedules
+        end at one of them.
+
+    Raises:
+      InputError: unknown name.
+    """
+    check_schedule(name)
+    ratio = jnp.asarray(ratio, jnp.float32)
+    return jnp.clip(_SCHEDULES[name](ratio, jnp.asarray(num_hidden, jnp.float32)), 1e-6, 1.0)

@@ -1,0 +1,151 @@
+"""Parity with the published implementations, array by array, on random weights.
+
+`MASKGIT_GOLDEN` names another folder of the same layout; sizes come from its config.json.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from guidance import masksketch, structure
+from maskgit_jax import decoding, schedules
+from maskgit_jax.model import Model, load_model
+from maskgit_jax.transformer import AttentionInputs
+
+FOLDER = Path(os.environ.get("MASKGIT_GOLDEN", Path(__file__).parent / "golden"))
+SCHEDULES = {
+    "uniform": "linear",
+    "cosine": "cosine",
+    "pow2": "square",
+    "pow3": "cubic",
+    "pow0.5": "square_root",
+    "log": "logarithmic",
+    "exp": "exponential",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model(FOLDER / "model")
+
+
+def read(name: str) -> dict[str, jax.Array | np.ndarray]:
+    with np.load(FOLDER / name) as data:
+        return {k: jnp.asarray(v) if v.dtype.kind in "fi" else v for k, v in data.items()}
+
+
+def cases(name: str) -> list[str]:
+    """The cases of a decode file: what stands before '/params' in its keys."""
+    return sorted(key.removesuffix("/params") for key in read(name) if key.endswith("/params"))
+
+
+def close(actual, expected):
+    """Within 1e-4 of the array's scale."""
+    scale = np.max(np.abs(expected))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * scale)
+
+
+def maps_of(inputs: AttentionInputs):
+    """Softmax maps, [L, *b, H, S, S]."""
+    return jax.nn.softmax(jnp.einsum("...qhd,...khd->...hqk", inputs.queries, inputs.keys))
+
+
+def test_transformer_logits(model):
+    golden = read("transformer.npz")
+    apply = jax.jit(functools.partial(model.transformer.apply, {"params": model.transformer_params}))
+    close(apply(golden["tokens"]), golden["logits"])
+    close(apply(golden["masked_tokens"]), golden["masked_logits"])
+
+
+def test_attention_maps(model):
+    golden = read("transformer.npz")
+    num_layers = golden["attention"].shape[1]
+    inputs = model.transformer.apply(
+        {"params": model.transformer_params}, golden["tokens"], num_layers, method="attention"
+    )
+    close(maps_of(inputs), golden["attention"].swapaxes(0, 1))
+
+
+def test_tokenizer(model):
+    golden = read("tokenizer.npz")
+    apply = functools.partial(model.tokenizer.apply, {"params": model.tokenizer_params})
+    close(apply(golden["image"], method="latents"), golden["latents"])
+    np.testing.assert_array_equal(apply(golden["image"], method="encode"), golden["token_ids"])
+    close(apply(golden["token_ids"], method="codes"), golden["quantized"])
+    close(apply(golden["token_ids"], method="decode"), golden["reconstruction"])
+    close(apply(golden["random_ids"], method="decode"), golden["random_decoded"])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule(name):
+    golden = read("schedules.npz")
+    ours = schedules.mask_ratio(SCHEDULES[name], jnp.asarray(golden["ratio"]), int(golden["total_unknown"]))
+    close(ours, golden[name])
+
+
+@pytest.mark.parametrize("case", cases("decode_maskgit.npz"))
+def test_maskgit_decoding(model, case):
+    golden = read("decode_maskgit.npz")
+    params = json.loads(str(golden[f"{case}/params"]))
+    ids = jnp.asarray(golden[f"{case}/inputs"][0])
+    remask = decoding.maskgit_remask(
+        jnp.sum(ids == decoding.MASK_ID),
+        num_steps=params["num_iter"],
+        temperature=params["choice_temperature"],
+        schedule=SCHEDULES[params["schedule"]],
+    )
+    predict = decoding.maskgit_predict(model.transformer, model.transformer_params)
+    step = jax.jit(lambda state, t: decoding.decode(predict, remask, state, t, t + 1))
+
+    state = decoding.DecodeState(ids, ids, jax.random.PRNGKey(params["prng_key_seed"]))
+    expected = golden[f"{case}/outputs"][0]
+    for t in range(params["start_iter"], params["num_iter"]):
+        state = step(state, t)
+        np.testing.assert_array_equal(state.sampled, expected[t], err_msg=f"step {t}")
+
+
+def test_structure_score():
+    golden = read("decode_masksketch.npz")
+    distance = structure.cross_entropy(
+        jnp.log(golden["score/target_attention"]), jnp.log(golden["score/pred_attention"])
+    )
+    close(-jnp.mean(distance, axis=2), golden["score/outputs"])
+
+
+@pytest.mark.parametrize("case", [c for c in cases("decode_masksketch.npz")])
+def test_masksketch_decoding(model, case):
+    golden = read("decode_masksketch.npz")
+    params = json.loads(str(golden[f"{case}/params"]))
+    sketch, start = (
+        jnp.asarray(golden[f"{case}/{name}"][0]) for name in ("sketch_tokens", "start_tokens")
+    )
+    settings = structure.StructureSettings(
+        layer_weights=structure.layer_weights(
+            params["layers"], model.config.transformer.num_layers
+        ),
+        lambda_s=params["lambda_s"],
+        guidance_scale=params["guidance_scale"],
+        max_mask_rate=params["max_mask_rate"],
+        min_mask_rate=params["min_mask_rate"],
+    )
+    assert SCHEDULES[params["schedule"]] == "linear"
+    modules = model.transformer, model.transformer_params
+    num_steps = params["num_iter"]
+
+    @jax.jit
+    def run(settings, key):
+        other_token = jnp.int32(params["unconditional_class_token"])
+        guide = masksketch.make_guide(*modules, sketch, start, other_token, settings)
+        state = decoding.DecodeState(start, start, key)
+        return masksketch.advance(
+            *modules, guide, state, 0, num_steps, num_steps, divergence="cross_entropy"
+        )
+
+    state = run(settings, jax.random.PRNGKey(params["prng_key_seed"]))
+    np.testing.assert_array_equal(state.sampled, golden[f"{case}/outputs"][0])
