@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from maskgit_jax.errors import InputError
 
@@ -28,6 +28,8 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         del argv
+        # Libraries report every checkpoint at the info level.
+        logging.set_verbosity(logging.WARNING)
         try:
             main()
         except InputError as error:

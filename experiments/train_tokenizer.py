@@ -23,9 +23,9 @@ _CONFIG = flags.DEFINE_string(
     "config", str(model.builtin_folder("demo") / "config.json"), "Hyper-parameters, a config.json."
 )
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 20_000, "Pictures to draw.", lower_bound=1)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 2_000, "Updates.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures per update.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak learning rate.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Pictures per update.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
 
@@ -46,9 +46,7 @@ def main() -> None:
     images, _ = training_loop.draw_pictures(_NUM_IMAGES.value, cfg.tokenizer.image_size)
 
     def batch_at(step: int):
-        rows = training_loop.batch_indices(
-            _SEED.value, step, _BATCH_SIZE.value, _NUM_IMAGES.value
-        )
+        rows = training_loop.batch_indices(_SEED.value, step, _BATCH_SIZE.value, _NUM_IMAGES.value)
         return images[rows].astype(np.float32) / 255
 
     key = jax.random.key(_SEED.value)
@@ -63,7 +61,10 @@ def main() -> None:
     optimizer = training.make_optimizer(
         _LEARNING_RATE.value, _NUM_STEPS.value, min(200, _NUM_STEPS.value // 2), 1e-4
     )
-    loss = lambda params, batch, key: training.tokenizer_loss(tokenizer, params, batch)
+
+    def loss(params, batch, key):
+        return training.tokenizer_loss(tokenizer, params, batch)
+
     update = jax.jit(functools.partial(training.update, loss, optimizer), donate_argnums=0)
     training_loop.fit(
         update,

@@ -46,9 +46,7 @@ def main() -> None:
     ).reshape(len(images), -1)
 
     def batch_at(step: int):
-        rows = training_loop.batch_indices(
-            _SEED.value, step, _BATCH_SIZE.value, _NUM_IMAGES.value
-        )
+        rows = training_loop.batch_indices(_SEED.value, step, _BATCH_SIZE.value, _NUM_IMAGES.value)
         return ids[rows], labels[rows]
 
     transformer = Transformer(cfg.transformer)
@@ -58,9 +56,12 @@ def main() -> None:
     optimizer = training.make_optimizer(
         _LEARNING_RATE.value, _NUM_STEPS.value, min(500, _NUM_STEPS.value // 2), 0.045
     )
-    loss = lambda params, batch, key: training.masked_token_loss(
-        transformer, params, *batch, key, label_smoothing=_LABEL_SMOOTHING.value
-    )
+
+    def loss(params, batch, key):
+        return training.masked_token_loss(
+            transformer, params, *batch, key, label_smoothing=_LABEL_SMOOTHING.value
+        )
+
     update = jax.jit(functools.partial(training.update, loss, optimizer), donate_argnums=0)
     training_loop.fit(
         update,

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from guidance.classifier_free import classifier_free_predict, other_class_token
@@ -18,6 +17,7 @@ from guidance.structure import (
 )
 from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, decode, sample_key
 from maskgit_jax.model import Model
+from maskgit_jax.sampling import spread_over_devices
 from maskgit_jax.transformer import AttentionInputs, Transformer
 
 
@@ -110,9 +110,7 @@ def distance(
 ) -> Float[Array, "S"]:
     """Structure distance between the guide's sketch and ids, token by token."""
     weights = guide.settings.layer_weights
-    attention = transformer.apply(
-        {"params": params}, tokens, weights.shape[-1], method="attention"
-    )
+    attention = transformer.apply({"params": params}, tokens, weights.shape[-1], method="attention")
     return structure_distance(guide.target, attention, weights, divergence)
 
 
@@ -154,16 +152,10 @@ def sample(
       steps_per_call: steps between two calls of `progress`.
     """
     batch = len(sketch_tokens)
-    devices = jax.local_devices()
-    padded = -(-batch // len(devices)) * len(devices)
-    rows = jnp.minimum(jnp.arange(padded), batch - 1)
-    sharding = NamedSharding(jax.make_mesh((len(devices),), ("samples",)), PartitionSpec("samples"))
-    put = lambda tree: jax.device_put(jax.tree.map(lambda x: x[rows], tree), sharding)
-
-    batched = _per_sample(settings, batch)
     keys = jax.vmap(functools.partial(sample_key, seed))(indices)
+    inputs = spread_over_devices((sketch_tokens, _per_sample(settings, batch), keys))
     transformer, params = model.transformer, model.transformer_params
-    guide, state = _start(transformer, params, put(sketch_tokens), put(batched), put(keys))
+    guide, state = _start(transformer, params, *inputs)
     for first in range(0, num_steps, steps_per_call):
         if progress is not None:
             progress(first)

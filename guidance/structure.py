@@ -135,8 +135,8 @@ def check_settings(settings: StructureSettings) -> None:
         "confidence_temperature": (0.0, np.inf),
     }
     for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        if not np.all(np.isfinite(value)) or np.any(value < np.float32(low)) or np.any(value > high):
+        value = np.asarray(getattr(settings, name))
+        if not np.all(np.isfinite(value) & (value >= low) & (value <= high)):
             expected = f"from {low:g} to {high:g}" if high < np.inf else f"{low:g} or more"
             raise InputError(f"{name} is {value}: expected a number {expected}")
     if np.any(settings.min_mask_rate > settings.max_mask_rate) or np.any(
@@ -179,27 +179,29 @@ def structure_remask(
         attention = transformer.apply({"params": params}, sampled, num_layers, method="attention")
         distance = structure_distance(target, attention, settings.layer_weights, divergence)
 
-        probabilities = jnp.take_along_axis(
-            jax.nn.softmax(logits[1:]), sampled[1:, None], axis=-1
-        )[:, 0]
+        probabilities = jnp.take_along_axis(jax.nn.softmax(logits[1:]), sampled[1:, None], axis=-1)[
+            :, 0
+        ]
         # The class token is no candidate for the confidence mask.
         confidence = jnp.concatenate([jnp.full(1, jnp.inf), _rescale(probabilities)])
 
         falling = schedules.mask_ratio("linear", (step + 1.0) / num_steps, num_hidden)
         span = settings.max_mask_rate - settings.min_mask_rate
-        count = _floor(num_hidden * (settings.min_mask_rate + falling * span))
+        count = jnp.floor(num_hidden * (settings.min_mask_rate + falling * span))
+        # The released code takes 1 - λ_s in float64; float32 gives 0.12999998 for 1 - 0.87.
+        realism = jnp.round((1 - settings.lambda_s) * 1e6) / 1e6
 
         # Keys of their own for each draw; the loop's key goes on as if none had been made.
         structure_key, confidence_key = jax.random.split(jax.random.fold_in(key, 0))
         by_structure = _hide_noisy(
             _rescale(-distance),
-            _floor(count * settings.lambda_s),
+            count * settings.lambda_s,
             settings.structure_temperature,
             structure_key,
         )
         by_confidence = _hide_noisy(
             confidence,
-            _floor(count * (1 - settings.lambda_s)),
+            count * realism,
             settings.confidence_temperature,
             confidence_key,
         )
@@ -211,16 +213,12 @@ def structure_remask(
 def hide_start(tokens: Tokens, rate: Float[Array, ""] | float, key) -> Tokens:
     """Hides a random ceil(rate · N) of the image ids."""
     num_tokens = tokens.shape[-1] - 1
-    count = jnp.ceil(num_tokens * rate * (1 - 1e-6)).astype(jnp.int32)
+    # 0.95 · 20 is 19.000002 in float32 and means 19.
+    count = jnp.ceil(num_tokens * rate - 1e-3).astype(jnp.int32)
     count = jnp.clip(count, 1, num_tokens)
     ids = tokens[1:]
     hide = hide_lowest(jnp.zeros(num_tokens), count, key)
     return tokens.at[1:].set(jnp.where(hide, MASK_ID, ids))
-
-
-def _floor(x: Float[Array, ""]) -> Int[Array, ""]:
-    # 0.7 · 10 is 6.9999999 in float32 and means 7.
-    return jnp.floor(x * (1 + 1e-6)).astype(jnp.int32)
 
 
 def _rescale(scores: Float[Array, "n"]) -> Float[Array, "n"]:
@@ -232,4 +230,4 @@ def _rescale(scores: Float[Array, "n"]) -> Float[Array, "n"]:
 def _hide_noisy(scores, count, temperature, key):
     noise_key, tie_key = jax.random.split(key)
     noisy = scores + temperature * jax.random.gumbel(noise_key, scores.shape)
-    return hide_lowest(noisy, count, tie_key)
+    return hide_lowest(noisy, jnp.floor(count).astype(jnp.int32), tie_key)

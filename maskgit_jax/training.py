@@ -117,9 +117,9 @@ def masked_token_loss(
     )[:, 1:, :codebook_size]
     targets = optax.smooth_labels(jax.nn.one_hot(ids, codebook_size), label_smoothing)
     loss = optax.losses.softmax_cross_entropy(logits, targets)
-    right = jnp.argmax(logits, axis=-1) == ids
-    mean = lambda x: jnp.sum(x * hidden) / jnp.sum(hidden)
-    return mean(loss), {"loss": mean(loss), "accuracy": mean(right)}
+    loss = jnp.mean(loss, where=hidden)
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == ids, where=hidden)
+    return loss, {"loss": loss, "accuracy": accuracy}
 
 
 def make_optimizer(

@@ -58,7 +58,9 @@ def maps_of(inputs: AttentionInputs):
 
 def test_transformer_logits(model):
     golden = read("transformer.npz")
-    apply = jax.jit(functools.partial(model.transformer.apply, {"params": model.transformer_params}))
+    apply = jax.jit(
+        functools.partial(model.transformer.apply, {"params": model.transformer_params})
+    )
     close(apply(golden["tokens"]), golden["logits"])
     close(apply(golden["masked_tokens"]), golden["masked_logits"])
 
@@ -85,7 +87,7 @@ def test_tokenizer(model):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule(name):
     golden = read("schedules.npz")
-    ours = schedules.mask_ratio(SCHEDULES[name], jnp.asarray(golden["ratio"]), int(golden["total_unknown"]))
+    ours = schedules.mask_ratio(SCHEDULES[name], golden["ratio"], int(golden["total_unknown"]))
     close(ours, golden[name])
 
 
@@ -118,7 +120,7 @@ def test_structure_score():
     close(-jnp.mean(distance, axis=2), golden["score/outputs"])
 
 
-@pytest.mark.parametrize("case", [c for c in cases("decode_masksketch.npz")])
+@pytest.mark.parametrize("case", cases("decode_masksketch.npz"))
 def test_masksketch_decoding(model, case):
     golden = read("decode_masksketch.npz")
     params = json.loads(str(golden[f"{case}/params"]))

@@ -1,0 +1,36 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from guidance.classifier_free import classifier_free_predict, other_class_token
+from tests.conftest import make_model
+
+
+def test_other_class_is_never_the_wanted_one_and_all_others_come_evenly(tiny):
+    keys = jax.random.split(jax.random.key(0), 2000)
+    draw = functools.partial(other_class_token, transformer=tiny.transformer)
+    others = jax.vmap(draw, in_axes=(0, None))(keys, jnp.int32(24 + 3))
+    counts = np.bincount(np.asarray(others) - 24, minlength=5)
+    assert counts[3] == 0
+    # Standard error of each share: sqrt(.25 * .75 / 2000) = 0.0097.
+    np.testing.assert_allclose(counts[[0, 1, 2, 4]] / 2000, 0.25, atol=0.04)
+
+
+def test_a_model_of_one_class_has_no_other():
+    model = make_model(num_classes=1)
+    assert other_class_token(jax.random.key(0), jnp.int32(24), model.transformer) == 24
+
+
+def test_guided_logits_are_the_formula(tiny):
+    ids = jnp.array([25, *range(8), *[-1] * 8])
+    params = tiny.transformer_params
+    predict = functools.partial(classifier_free_predict, tiny.transformer, params)
+    apply = functools.partial(tiny.transformer.apply, {"params": params})
+    wanted, other = apply(ids)[:, :24], apply(ids.at[0].set(28))[:, :24]
+    assert float(jnp.max(jnp.abs(wanted - other))) > 0.1
+    for scale in (0.0, 0.6, 2.0):
+        expected = (1 + scale) * np.asarray(wanted) - scale * np.asarray(other)
+        guided = predict(jnp.int32(28), scale)(ids, jnp.int32(0))
+        np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,115 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskgit_jax import decoding, schedules
+from maskgit_jax.decoding import MASK_ID, DecodeState
+
+
+def uniform_predict(ids, step):
+    return jnp.zeros((len(ids), 24))
+
+
+def run(tokens, first, last, num_steps, seed=0, **kwargs):
+    """The states after each step of MaskGIT decoding under uniform logits."""
+    tokens = jnp.asarray(tokens, jnp.int32)
+    remask = decoding.maskgit_remask(jnp.sum(tokens == MASK_ID), num_steps=num_steps, **kwargs)
+    step = jax.jit(functools.partial(decoding.decode, uniform_predict, remask))
+    state, states = DecodeState(tokens, tokens, jax.random.key(seed)), []
+    for t in range(first, last):
+        state = step(state, t, t + 1)
+        states.append(state)
+    return states
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 30))
+@settings(max_examples=30, deadline=None)
+def test_hide_lowest_takes_exactly_the_lowest(scores, count):
+    count = min(count, len(scores))
+    hide = decoding.hide_lowest(
+        jnp.asarray(scores, jnp.float32), jnp.int32(count), jax.random.key(len(scores))
+    )
+    hidden, kept = np.asarray(scores)[hide], np.asarray(scores)[~np.asarray(hide)]
+    assert len(hidden) == count
+    if len(hidden) and len(kept):
+        assert hidden.max() <= kept.min()
+
+
+def test_equal_scores_are_hidden_at_random():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    hide = jax.vmap(lambda key: decoding.hide_lowest(jnp.zeros(10), jnp.int32(3), key))(keys)
+    # Standard error of each share: sqrt(.3 * .7 / 2000) = 0.010.
+    np.testing.assert_allclose(np.mean(hide, axis=0), 0.3, atol=0.045)
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULE_NAMES)
+def test_hidden_counts_follow_the_schedule(schedule):
+    num_steps, n = 9, 64
+    states = run([24, *[-1] * n], 0, num_steps, num_steps, schedule=schedule)
+    hidden = n
+    for t, state in enumerate(states):
+        share = float(schedules.mask_ratio(schedule, (t + 1) / num_steps, n))
+        hidden = max(1, min(hidden - 1, int(np.floor(np.float32(n) * np.float32(share)))))
+        assert int(jnp.sum(state.ids == MASK_ID)) == hidden
+        assert not jnp.any(state.sampled == MASK_ID)
+
+
+def test_given_ids_never_change_and_sampled_ids_stay_once_kept():
+    tokens = np.full(33, -1)
+    tokens[0], tokens[5:20] = 24, np.arange(15)
+    states = run(tokens, 2, 12, 12)
+    for before, after in itertools.pairwise(states):
+        kept = before.ids != MASK_ID
+        np.testing.assert_array_equal(after.sampled[kept], before.ids[kept])
+    np.testing.assert_array_equal(states[-1].sampled[5:20], np.arange(15))
+    assert states[-1].sampled[0] == 24
+
+
+def test_confidence_decides_when_temperature_is_zero():
+    # Position i prefers code 0 with logit i: the surest positions are kept.
+    sharp = jnp.zeros((17, 8)).at[:, 0].set(jnp.arange(17) * 4.0)
+    tokens = jnp.array([24, *[-1] * 16])
+    remask = decoding.maskgit_remask(jnp.int32(16), num_steps=2, temperature=0.0, schedule="linear")
+    start = DecodeState(tokens, tokens, jax.random.key(3))
+    state = decoding.decode(lambda ids, step: sharp, remask, start, 0, 1)
+    hidden = np.asarray(state.ids[1:] == MASK_ID)
+    probabilities = np.asarray(jax.nn.softmax(sharp))[np.arange(1, 17), state.sampled[1:]]
+    assert hidden.sum() == 8
+    assert probabilities[hidden].max() <= probabilities[~hidden].min()
+
+
+def test_pieces_of_a_run_are_the_run_and_share_its_compilation():
+    tokens = jnp.array([24, *[-1] * 16])
+    traces = []
+
+    @jax.jit
+    def go(first, last, num_steps):
+        traces.append(1)
+        remask = decoding.maskgit_remask(jnp.int32(16), num_steps=num_steps)
+        start = DecodeState(tokens, tokens, jax.random.key(0))
+        return decoding.decode(uniform_predict, remask, start, first, last)
+
+    @jax.jit
+    def go_on(state, first, last, num_steps):
+        remask = decoding.maskgit_remask(jnp.int32(16), num_steps=num_steps)
+        return decoding.decode(uniform_predict, remask, state, first, last)
+
+    whole, part = go(0, 12, 12), go(0, 5, 12)
+    np.testing.assert_array_equal(whole.sampled, go_on(part, 5, 12, 12).sampled)
+    go(0, 3, 7)
+    assert len(traces) == 1
+
+
+def test_sample_keys_differ_by_seed_and_index():
+    keys = {
+        tuple(jax.random.key_data(decoding.sample_key(seed, index)).tolist())
+        for seed in range(4)
+        for index in range(50)
+    }
+    assert len(keys) == 200

@@ -1,0 +1,129 @@
+"""Structure-guided sampling as a whole, on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from guidance import masksketch
+from guidance.structure import StructureSettings, layer_weights
+from maskgit_jax.model import with_class_token
+
+NUM_STEPS = 6
+
+
+def sketches(model, count):
+    """Class tokens and sketch ids of samples 0 .. count - 1."""
+    key = jax.random.key(42)
+    ids = jax.random.randint(key, (8, 16), 0, 24)
+    return with_class_token(model.config, jnp.arange(8) % 5, ids)[:count]
+
+
+def draw(model, count=8, rows=slice(None), seed=7, **overrides):
+    settings = StructureSettings(layer_weights=layer_weights(None, 3))._replace(**overrides)
+    indices = jnp.arange(count)[rows]
+    return masksketch.sample(
+        model,
+        sketches(model, count)[rows],
+        settings,
+        num_steps=NUM_STEPS,
+        seed=seed,
+        indices=indices,
+        steps_per_call=4,
+    )
+
+
+def test_a_sample_depends_on_its_seed_and_index_alone(tiny):
+    eight = draw(tiny).ids
+    np.testing.assert_array_equal(draw(tiny, 3).ids, eight[:3])
+    for i in (0, 5):
+        np.testing.assert_array_equal(draw(tiny, rows=slice(i, i + 1)).ids, eight[i : i + 1])
+    assert np.all(np.any(draw(tiny, seed=8).ids != eight, axis=1))
+
+
+def test_equal_sketches_with_other_indices_give_other_samples(tiny):
+    tokens = jnp.tile(sketches(tiny, 1), (4, 1))
+    settings = StructureSettings(layer_weights=layer_weights(None, 3))
+    ids = masksketch.sample(
+        tiny, tokens, settings, num_steps=NUM_STEPS, seed=0, indices=jnp.arange(4)
+    ).ids
+    assert len({tuple(row.tolist()) for row in ids}) == 4
+
+
+def test_one_compilation_serves_all_settings(tiny):
+    draw(tiny)
+    functions = masksketch._start, masksketch._advance, masksketch._distance
+    before = [f._cache_size() for f in functions]
+    results = [
+        draw(tiny, lambda_s=0.0),
+        draw(tiny, lambda_s=0.5, guidance_scale=3.0),
+        draw(tiny, layer_weights=np.float32([0, 0, 1])),
+        draw(tiny, max_mask_rate=0.8, min_mask_rate=0.1),
+        draw(tiny, structure_temperature=0.3, confidence_temperature=0.3),
+    ]
+    assert [f._cache_size() for f in functions] == before
+    assert len({tuple(r.ids.ravel().tolist()) for r in results}) == 5
+
+
+def test_settings_may_differ_between_samples(tiny):
+    lambdas = np.linspace(0, 1, 8, dtype=np.float32)
+    mixed = draw(tiny, lambda_s=lambdas)
+    for i in (0, 7):
+        alone = draw(tiny, rows=slice(i, i + 1), lambda_s=lambdas[i])
+        np.testing.assert_array_equal(mixed.ids[i : i + 1], alone.ids)
+
+
+def test_structure_guidance_lowers_the_distance(tiny):
+    """All structure against none, same seeds: the mean distance falls clearly."""
+    guided = draw(tiny, lambda_s=1.0, guidance_scale=0.0, min_mask_rate=0.05)
+    free = draw(tiny, lambda_s=0.0, guidance_scale=0.0, min_mask_rate=0.05)
+    assert jnp.mean(guided.structure_distance) < 0.9 * jnp.mean(free.structure_distance)
+
+
+def test_the_sketch_itself_has_distance_zero(tiny):
+    tokens = sketches(tiny, 1)[0]
+    settings = StructureSettings(layer_weights=jnp.ones(3))
+    modules = tiny.transformer, tiny.transformer_params
+    guide, state = masksketch.start(*modules, tokens, settings, jax.random.key(0))
+    np.testing.assert_allclose(masksketch.distance(*modules, guide, tokens), 0, atol=1e-6)
+    assert int(guide.num_hidden) == int(jnp.sum(state.ids == -1)) == 16
+
+
+def test_progress_counts_the_steps(tiny):
+    seen = []
+    masksketch.sample(
+        tiny,
+        sketches(tiny, 2),
+        StructureSettings(layer_weights=layer_weights(None, 3)),
+        num_steps=NUM_STEPS,
+        seed=0,
+        indices=jnp.arange(2),
+        progress=seen.append,
+        steps_per_call=4,
+    )
+    assert seen == [0, 4, 6]
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_give_equal_tokens(tiny):
+    program = (
+        "import jax, json, numpy as np\n"
+        "from tests.conftest import make_model\n"
+        "from tests.test_masksketch import draw\n"
+        "model = make_model()\n"
+        "ids = [draw(model).ids, draw(model, 3).ids]\n"
+        "print(json.dumps([jax.device_count(), np.concatenate(ids).tolist()]))\n"
+    )
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    count, ids = json.loads(result.stdout)
+    assert count == 8
+    here = np.concatenate([draw(tiny).ids, draw(tiny, 3).ids])
+    np.testing.assert_array_equal(ids, here)

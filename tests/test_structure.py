@@ -1,0 +1,188 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guidance import structure
+from guidance.structure import StructureSettings
+from maskgit_jax.decoding import MASK_ID
+from maskgit_jax.errors import InputError
+from maskgit_jax.transformer import AttentionInputs
+
+
+def softmax64(logits):
+    logits = np.asarray(logits, np.float64)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def random_inputs(key, layers=3, scale=1.0) -> AttentionInputs:
+    queries, keys = scale * jax.random.normal(key, (2, layers, 17, 2, 8))
+    return AttentionInputs(queries, keys)
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 5.0))
+@settings(max_examples=25, deadline=None)
+def test_divergences_are_the_definitions(seed, scale):
+    s, r = scale * jax.random.normal(jax.random.key(seed), (2, 4, 33))
+    p, q = softmax64(s), softmax64(r)
+    jeffreys = np.sum((p - q) * (np.log(p) - np.log(q)), axis=-1)
+    np.testing.assert_allclose(structure.jeffreys(s, r), jeffreys, rtol=2e-4, atol=1e-5)
+    cross_entropy = -np.sum(p * np.log(q) + q * np.log(p), axis=-1)
+    np.testing.assert_allclose(structure.cross_entropy(s, r), cross_entropy, rtol=2e-4)
+
+
+def test_the_normalisers_cancel():
+    """J = E_p[s − r] − E_q[s − r], the form without logarithms."""
+    s, r = jax.random.normal(jax.random.key(0), (2, 5, 33))
+    p, q = softmax64(s), softmax64(r)
+    difference = np.asarray(s - r, np.float64)
+    expected = np.sum(p * difference, -1) - np.sum(q * difference, -1)
+    np.testing.assert_allclose(structure.jeffreys(s, r), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e2, 1e4, 1e6])
+def test_distance_is_finite_and_not_negative_where_attention_underflows(scale):
+    s, r = scale * jax.random.normal(jax.random.key(1), (2, 40, 65))
+    distance = np.asarray(structure.jeffreys(s, r))
+    assert np.all(np.isfinite(distance)) and np.all(distance >= 0)
+    np.testing.assert_array_equal(structure.jeffreys(s, s), 0)
+    assert np.all(np.isfinite(structure.cross_entropy(s, r)))
+
+
+def test_structure_distance_averages_heads_and_weighs_layers():
+    target, sampled = (random_inputs(jax.random.key(i)) for i in range(2))
+    weights = jnp.array([1.0, 0.0, 3.0])
+    expected = np.zeros(17)
+    for layer, weight in ((0, 0.25), (2, 0.75)):
+        for head in range(2):
+            p, q = (
+                softmax64(x.queries[layer, :, head] @ x.keys[layer, :, head].T)
+                for x in (target, sampled)
+            )
+            expected += weight / 2 * np.sum((p - q) * (np.log(p) - np.log(q)), axis=-1)
+    distance = structure.structure_distance(target, sampled, weights)
+    np.testing.assert_allclose(distance, expected, rtol=1e-4)
+    scaled = structure.structure_distance(target, sampled, 10 * weights)
+    np.testing.assert_allclose(scaled, distance, rtol=1e-6)
+
+
+SKETCH = jnp.array([24, *range(16)])
+LOGITS = 3 * jax.random.normal(jax.random.key(5), (17, 24))
+
+
+@pytest.fixture(scope="module")
+def remask_once(tiny):
+    """Calls the remask rule once: which positions it hides, the distances, the confidences."""
+    modules = tiny.transformer, tiny.transformer_params
+
+    @jax.jit
+    def hide_and_distance(knobs, step, num_steps, sampled, key):
+        attention = functools.partial(modules[0].apply, {"params": modules[1]}, method="attention")
+        target = attention(SKETCH, 3)
+        remask = structure.structure_remask(
+            *modules, target, jnp.int32(16), knobs, num_steps=num_steps
+        )
+        hide, _ = remask(step, sampled, sampled, LOGITS, key)
+        distance = structure.structure_distance(target, attention(sampled, 3), knobs.layer_weights)
+        return hide, distance
+
+    def call(*, step=0, num_steps=10, sampled=None, key=0, **overrides):
+        sampled = jnp.array([24, *range(8, 24)]) if sampled is None else sampled
+        knobs = StructureSettings(layer_weights=jnp.ones(3))._replace(**overrides)
+        hide, distance = hide_and_distance(knobs, step, num_steps, sampled, jax.random.key(key))
+        confidence = softmax64(LOGITS)[np.arange(1, 17), sampled[1:]]
+        return np.asarray(hide), np.asarray(distance), confidence
+
+    return call
+
+
+def test_all_structure_hides_the_largest_distances(remask_once):
+    hide, distance, _ = remask_once(lambda_s=1.0, max_mask_rate=0.5, min_mask_rate=0.5)
+    ranked = np.argsort(-distance)[:8]
+    assert set(np.flatnonzero(hide)) == set(ranked) - {0}
+
+
+def test_all_realism_hides_the_lowest_confidences(remask_once):
+    hide, _, confidence = remask_once(lambda_s=0.0, max_mask_rate=0.5, min_mask_rate=0.5)
+    assert set(np.flatnonzero(hide)) == set(1 + np.argsort(confidence)[:8])
+
+
+@pytest.mark.parametrize("step", range(10))
+def test_counts_fall_linearly_and_split_by_lambda(remask_once, step):
+    rate = 0.35 + (1 - (step + 1) / 10) * (0.95 - 0.35)
+    n = int(16 * np.float32(rate))
+    hide, _, _ = remask_once(step=step, lambda_s=0.75)
+    by_structure, by_confidence = int(n * 0.75), int(n * 0.25)
+    assert max(by_structure, by_confidence) - 1 <= hide.sum() <= by_structure + by_confidence
+    assert not hide[0]
+
+
+def test_equal_scores_hide_the_asked_number_at_random(remask_once):
+    """The sampled ids are the sketch's: every distance is 0."""
+    knobs = {"lambda_s": 1.0, "max_mask_rate": 0.5, "min_mask_rate": 0.5, "sampled": SKETCH}
+    hides = [remask_once(key=k, **knobs)[0] for k in range(8)]
+    assert all(7 <= h.sum() <= 8 for h in hides)
+    assert len({tuple(h) for h in hides}) > 1
+
+
+def test_temperatures_have_noise_of_their_own(remask_once):
+    plain = remask_once(lambda_s=0.5)[0]
+    noisy = {
+        name: {tuple(remask_once(lambda_s=0.5, key=k, **{name: 2.0})[0]) for k in range(6)}
+        for name in ("structure_temperature", "confidence_temperature")
+    }
+    for name, hides in noisy.items():
+        assert len(hides) > 1, name
+    assert all(tuple(remask_once(lambda_s=0.5, key=k)[0]) == tuple(plain) for k in range(3))
+
+
+@pytest.mark.parametrize(
+    ("rate", "count"), [(1.0, 16), (0.95, 16), (0.5, 8), (0.75, 12), (0.01, 1)]
+)
+def test_start_hides_the_asked_share(rate, count):
+    tokens = SKETCH
+    start = structure.hide_start(tokens, rate, jax.random.key(0))
+    assert int(jnp.sum(start == MASK_ID)) == count
+    assert start[0] == 24
+    kept = start != MASK_ID
+    np.testing.assert_array_equal(start[kept], tokens[kept])
+
+
+def test_layer_weights():
+    np.testing.assert_array_equal(structure.layer_weights([1, 3], 6), [0, 1, 0, 1])
+    np.testing.assert_array_equal(structure.layer_weights(None, 3), [1, 1, 1])
+    for layers, words in (
+        ([99], "layer 99"),
+        ([-1], "layer -1"),
+        ([], "no layers"),
+        ([1, 1], "twice"),
+    ):
+        with pytest.raises(InputError, match=words):
+            structure.layer_weights(layers, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lambda_s", 1.5),
+        ("lambda_s", -0.1),
+        ("lambda_s", float("nan")),
+        ("guidance_scale", float("inf")),
+        ("guidance_scale", -1.0),
+        ("max_mask_rate", 0.0),
+        ("min_mask_rate", 0.99),
+        ("structure_temperature", float("nan")),
+        ("lambda_s", np.array([0.5, 1.5])),
+    ],
+)
+def test_bad_settings_are_named(name, value):
+    good = StructureSettings(layer_weights=np.ones(3, np.float32))
+    structure.check_settings(good)
+    with pytest.raises(InputError, match=name) as error:
+        structure.check_settings(good._replace(**{name: value}))
+    assert "\n" not in str(error.value)
