@@ -2,7 +2,9 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -39,6 +41,25 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def output_folder(flag: flags.FlagHolder[str]) -> Path:
+    """Makes the folder that a flag names.
+
+    Raises:
+      InputError: it cannot be made or written.
+    """
+    folder = Path(flag.value)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--{flag.name}={folder}: cannot write there ({os.strerror(error.errno)}); "
+            "choose another folder"
+        ) from None
+    return folder
 
 
 def _fail(message: str) -> NoReturn:

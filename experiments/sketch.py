@@ -7,8 +7,6 @@ first) and `results.jsonl` (one line per picture).
 """
 
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 
@@ -47,8 +45,7 @@ def main() -> None:
     model = load_model(flags.FLAGS.model)
     label = find_label(label_text, model.config.class_names)
     guided = guidance_flags.read(model.config.transformer.num_layers)
-    output_dir = Path(_OUTPUT_DIR.value)
-    _check_writable(output_dir)
+    output_dir = cli.output_folder(_OUTPUT_DIR)
 
     sketch = fit_image(image, model.config.tokenizer.image_size, mode=_FIT.value)
     pictures, lines = [], []
@@ -72,7 +69,6 @@ def main() -> None:
                 }
             )
 
-    output_dir.mkdir(parents=True, exist_ok=True)
     for line, picture in zip(lines, pictures, strict=True):
         save_png(output_dir / line["file"], picture)
     scale = max(1, 192 // model.config.tokenizer.image_size)
@@ -107,21 +103,6 @@ def _sample(model: Model, sketch, label: int, guided, batch: range):
         )
     pictures = to_uint8(np.asarray(model.decode(samples.ids)))
     return list(pictures), np.asarray(samples.structure_distance)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raises InputError if files cannot be made in `folder` or in its nearest parent."""
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--output_dir={folder}: cannot write there ({os.strerror(error.errno)}); "
-            "choose another folder"
-        ) from None
 
 
 if __name__ == "__main__":

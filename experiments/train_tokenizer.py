@@ -6,7 +6,6 @@ Writes `config.json` and `tokenizer_checkpoint` into the model folder. Started a
 """
 
 import functools
-import shutil
 from pathlib import Path
 
 import jax
@@ -14,8 +13,8 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, training_loop
-from maskgit_jax import checkpoint, config, model, training
-from maskgit_jax.errors import InputError
+from maskgit_jax import checkpoint, model, training
+from maskgit_jax.config import read_config, write_config
 from maskgit_jax.tokenizer import Tokenizer
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", "runs/demo", "Folder that becomes the model.")
@@ -32,15 +31,9 @@ _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints
 
 def main() -> None:
     """Trains as the flags say."""
-    cfg = config.read_config(Path(_CONFIG.value))
-    folder = Path(_MODEL_DIR.value)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_CONFIG.value, folder / "config.json")
-    except shutil.SameFileError:
-        pass
-    except OSError as error:
-        raise InputError(f"--model_dir={folder}: {error.strerror}") from None
+    cfg = read_config(Path(_CONFIG.value))
+    folder = cli.output_folder(_MODEL_DIR)
+    write_config(folder / "config.json", cfg)
 
     tokenizer = Tokenizer(cfg.tokenizer)
     images, _ = training_loop.draw_pictures(_NUM_IMAGES.value, cfg.tokenizer.image_size)
@@ -51,7 +44,7 @@ def main() -> None:
 
     key = jax.random.key(_SEED.value)
     first = batch_at(0)
-    params = tokenizer.init(key, first)["params"]
+    params = jax.jit(tokenizer.init)(key, first)["params"]
     # Codes start on latents of real pictures; random ones far from them would never be chosen.
     latents = tokenizer.apply({"params": params}, first, method="latents")
     latents = latents.reshape(-1, latents.shape[-1])

@@ -16,7 +16,8 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import cli, training_loop
-from maskgit_jax import checkpoint, config, model, training
+from maskgit_jax import checkpoint, model, training
+from maskgit_jax.config import read_config
 from maskgit_jax.transformer import Transformer
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", "runs/demo", "Folder of the model.")
@@ -34,7 +35,7 @@ _ENCODE_BATCH = 100
 def main() -> None:
     """Trains as the flags say."""
     folder = Path(_MODEL_DIR.value)
-    cfg = config.read_config(folder / "config.json")
+    cfg = read_config(folder / "config.json")
     tokenizer, tokenizer_params = model.load_tokenizer(folder, cfg.tokenizer)
     images, labels = training_loop.draw_pictures(_NUM_IMAGES.value, cfg.tokenizer.image_size)
     encode = jax.jit(functools.partial(tokenizer.apply, method="encode"))
@@ -52,7 +53,7 @@ def main() -> None:
     transformer = Transformer(cfg.transformer)
     key = jax.random.key(_SEED.value)
     empty = jnp.zeros((1, cfg.transformer.sequence_length), jnp.int32)
-    params = transformer.init(key, empty)["params"]
+    params = jax.jit(transformer.init)(key, empty)["params"]
     optimizer = training.make_optimizer(
         _LEARNING_RATE.value, _NUM_STEPS.value, min(500, _NUM_STEPS.value // 2), 0.045
     )
