@@ -19,10 +19,7 @@ other sketches" holds the guided pictures against another scene: what chance giv
 
 import functools
 import json
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -104,11 +101,9 @@ def main() -> None:
     for flag in (_NUM_SKETCHES, _UNGUIDED_STEPS):
         if flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value}: expected 1 or more")
-    folder = None if _OUTPUT_DIR.value is None else Path(_OUTPUT_DIR.value)
-    if folder is not None:
-        _make_folder(folder)
     model = load_demo_world_model(flags.FLAGS.model)
     guided_flags = guidance_flags.read(model.config.transformer.num_layers)
+    folder = None if _OUTPUT_DIR.value is None else cli.output_folder(_OUTPUT_DIR)
 
     scenes = draw_scenes(model, _NUM_SKETCHES.value)
     unguided = sample_unguided(model, scenes, guided_flags.record["seed"])
@@ -349,19 +344,6 @@ def _in_batches(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray
     return np.concatenate(
         [np.asarray(function(*(array[batch] for array in arrays))) for batch in batches]
     )
-
-
-def _make_folder(folder: Path) -> None:
-    """Makes the folder; raises InputError if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--output_dir={folder}: cannot write there ({os.strerror(error.errno)}); "
-            "choose another folder"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from maskgit_jax import checkpoint, world
 from maskgit_jax.model import parameter_shapes
 
-JUDGE_CHECKPOINT = Path(__file__).parent / "judge" / "judge_checkpoint"
+JUDGE_CHECKPOINT = Path(__file__).parent / "weights" / "judge_checkpoint"
 
 _BATCH = 64
 _WHITE_LEVEL = 0.94

@@ -3,7 +3,7 @@
     python -m experiments.sketch --sketch=my.png --label=house --num_samples=8 --output_dir=out
 
 Without arguments: a sample sketch and the demo model. Writes the pictures, `grid.png` (the sketch
-first) and `results.jsonl` (one line per picture).
+first) and `results.jsonl` (one line per picture); an earlier run's in the same folder are replaced.
 """
 
 import json
@@ -69,6 +69,9 @@ def main() -> None:
                 }
             )
 
+    # An earlier run's pictures would pass for this one's.
+    for path in output_dir.glob("sample_*.png"):
+        path.unlink()
     for line, picture in zip(lines, pictures, strict=True):
         save_png(output_dir / line["file"], picture)
     scale = max(1, 192 // model.config.tokenizer.image_size)

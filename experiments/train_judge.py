@@ -8,7 +8,6 @@ from what objects look like.
 """
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,6 @@ from tqdm import tqdm
 from experiments import cli, training_loop
 from experiments.judge import Judge, mean_and_error, predict, silhouette_iou
 from maskgit_jax import checkpoint, training, world
-from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_float
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/judge", "Folder for the weights.")
@@ -37,6 +35,7 @@ HELD_OUT_SEED = 2
 """Neither the training seed nor the scenes that `evaluate` draws."""
 
 _SIZE = 48  # pixels a side
+_EMPTY_SHARE = 1 / 8  # of the pictures trained on
 
 
 def roughen(key: Key[Array, ""], images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -78,18 +77,46 @@ def roughen(key: Key[Array, ""], images: Float[Array, "b h w 3"]) -> Float[Array
     return jnp.clip(x + at_most(strength, 0.12) * patches, 0, 1)
 
 
+def empty_pictures(
+    key: Key[Array, ""], batch: int, height: int, width: int
+) -> Float[Array, "b h w 3"]:
+    """Pictures of nothing: one colour each, white among them, with patches of noise on it."""
+    grey_key, tint_key, strength_key, *noise_keys = jax.random.split(key, 6)
+    colour = jax.random.uniform(grey_key, (batch, 1, 1, 1), maxval=1.4)
+    colour = jnp.clip(colour + 0.15 * jax.random.normal(tint_key, (batch, 1, 1, 3)), 0, 1)
+    patches = jnp.zeros((batch, height, width, 3))
+    strengths = jax.random.uniform(strength_key, (3, batch, 1, 1, 1), minval=-0.2, maxval=0.3)
+    for noise_key, cells, strength in zip(noise_keys, (3, 6, 12), strengths, strict=True):
+        noise = jax.random.normal(noise_key, (batch, cells, cells, 3))
+        patches += jnp.maximum(strength, 0) * jax.image.resize(noise, patches.shape, "linear")
+    return jnp.clip(colour + patches, 0, 1)
+
+
 def judge_loss(
     judge: Judge,
     params: training.Params,
     batch: tuple[Float[Array, "b h w 3"], Bool[Array, "b h w"], Int[Array, "b"]],
     key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], training.Metrics]:
-    """Binary cross-entropy of the mask, mean over pixels, plus cross-entropy of the class."""
+    """Binary cross-entropy of the mask, mean over pixels, plus cross-entropy of the class.
+
+    An eighth of the pictures makes way for empty ones: the judge must not see an object in every
+    picture, and they have no class.
+    """
     images, masks, labels = batch
-    verdict = judge.apply({"params": params}, roughen(key, images))
+    rough_key, empty_key, choice_key = jax.random.split(key, 3)
+    shown = jax.random.bernoulli(choice_key, 1 - _EMPTY_SHARE, labels.shape)
+    empty = empty_pictures(empty_key, *images.shape[:3])
+    images = jnp.where(shown[:, None, None, None], roughen(rough_key, images), empty)
+    masks = masks & shown[:, None, None]
+
+    verdict = judge.apply({"params": params}, images)
     mask_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(verdict.mask, masks))
-    label_loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(verdict.label, labels))
-    accuracy = jnp.mean(jnp.argmax(verdict.label, axis=-1) == labels)
+    label_losses = optax.softmax_cross_entropy_with_integer_labels(verdict.label, labels)
+    right = jnp.argmax(verdict.label, axis=-1) == labels
+    label_loss, accuracy = (
+        jnp.sum(x * shown) / jnp.maximum(jnp.sum(shown), 1) for x in (label_losses, right)
+    )
     metrics = {"mask_loss": mask_loss, "label_loss": label_loss, "accuracy": accuracy}
     return mask_loss + label_loss, metrics
 
@@ -111,12 +138,7 @@ def draw_scenes(
 
 def main() -> None:
     """Trains as the flags say."""
-    folder = Path(_OUTPUT_DIR.value)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output_dir={folder}: {error.strerror}") from None
-
+    folder = cli.output_folder(_OUTPUT_DIR)
     scenes = draw_scenes(training_loop.TRAIN_SEED, _NUM_IMAGES.value)
 
     def batch_at(step: int):
@@ -153,6 +175,9 @@ def main() -> None:
         ):
             mean, error = mean_and_error(values)
             print(f"held-out {kind}: {name} {mean:.3f} ± {error:.3f}")
+    empty = empty_pictures(jax.random.fold_in(key, HELD_OUT_SEED), *photos.shape[:3])
+    found_masks, _ = predict(judge, state.params, np.asarray(empty))
+    print(f"empty pictures: {found_masks.mean():.3f} of the pixels taken for an object")
 
 
 if __name__ == "__main__":

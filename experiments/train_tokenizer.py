@@ -11,10 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jaxtyping import Float
+from scipy.cluster.vq import kmeans2
 
 from experiments import cli, training_loop
 from maskgit_jax import checkpoint, model, training
 from maskgit_jax.config import read_config, write_config
+from maskgit_jax.images import to_float
 from maskgit_jax.tokenizer import Tokenizer
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", "runs/demo", "Folder that becomes the model.")
@@ -22,11 +25,16 @@ _CONFIG = flags.DEFINE_string(
     "config", str(model.builtin_folder("demo") / "config.json"), "Hyper-parameters, a config.json."
 )
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 20_000, "Pictures to draw.", lower_bound=1)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Pictures per update.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak learning rate.")
+_NUM_WARMUP_STEPS = flags.DEFINE_integer(
+    "num_warmup_steps", 2_500, "Updates before there is a quantizer.", lower_bound=1
+)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates with the quantizer.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Pictures per update.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1.5e-3, "Peak learning rate.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
+
+_CODEBOOK_IMAGES = 400
 
 
 def main() -> None:
@@ -40,35 +48,48 @@ def main() -> None:
 
     def batch_at(step: int):
         rows = training_loop.batch_indices(_SEED.value, step, _BATCH_SIZE.value, _NUM_IMAGES.value)
-        return images[rows].astype(np.float32) / 255
+        return to_float(images[rows])
 
     key = jax.random.key(_SEED.value)
-    first = batch_at(0)
-    params = jax.jit(tokenizer.init)(key, first)["params"]
-    # Codes start on latents of real pictures; random ones far from them would never be chosen.
-    latents = tokenizer.apply({"params": params}, first, method="latents")
-    latents = latents.reshape(-1, latents.shape[-1])
-    rows = jax.random.choice(key, len(latents), (cfg.tokenizer.codebook_size,))
-    params["quantizer"]["codebook"] = latents[rows]
+    params = jax.jit(tokenizer.init)(key, batch_at(0))["params"]
 
-    optimizer = training.make_optimizer(
-        _LEARNING_RATE.value, _NUM_STEPS.value, min(200, _NUM_STEPS.value // 2), 1e-4
+    def train(name: str, loss, params, num_steps: int, export=None):
+        optimizer = training.make_optimizer(
+            _LEARNING_RATE.value, num_steps, min(200, num_steps // 2), 1e-4
+        )
+        loss = functools.partial(loss, tokenizer)
+        update = functools.partial(training.update, loss, optimizer)
+        state = training_loop.fit(
+            jax.jit(update, donate_argnums=0),
+            training.init_state(params, optimizer),
+            batch_at,
+            key=key,
+            num_steps=num_steps,
+            directory=folder / f"{name}_training",
+            save_every=_SAVE_EVERY.value,
+            export=export,
+        )
+        return state.params
+
+    params = train("autoencoder", training.autoencoder_loss, params, _NUM_WARMUP_STEPS.value)
+    params["quantizer"]["codebook"] = _codebook(tokenizer, params, images[:_CODEBOOK_IMAGES])
+    export = functools.partial(checkpoint.write_checkpoint, folder / "tokenizer_checkpoint")
+    train("tokenizer", training.tokenizer_loss, params, _NUM_STEPS.value, export)
+
+
+def _codebook(tokenizer: Tokenizer, params, images) -> Float[np.ndarray, "K d"]:
+    """Codes at the k-means centres of the latents of pictures."""
+    encode = jax.jit(functools.partial(tokenizer.apply, method="latents"))
+    latents = np.concatenate(
+        [
+            encode({"params": params}, to_float(images[i : i + 50]))
+            for i in range(0, len(images), 50)
+        ]
+    ).reshape(-1, tokenizer.config.embedding_dim)
+    centres, _ = kmeans2(
+        latents, tokenizer.config.codebook_size, iter=12, minit="points", seed=_SEED.value
     )
-
-    def loss(params, batch, key):
-        return training.tokenizer_loss(tokenizer, params, batch)
-
-    update = jax.jit(functools.partial(training.update, loss, optimizer), donate_argnums=0)
-    training_loop.fit(
-        update,
-        training.init_state(params, optimizer),
-        batch_at,
-        key=key,
-        num_steps=_NUM_STEPS.value,
-        directory=folder / "tokenizer_training",
-        save_every=_SAVE_EVERY.value,
-        export=functools.partial(checkpoint.write_checkpoint, folder / "tokenizer_checkpoint"),
-    )
+    return centres.astype(np.float32)
 
 
 if __name__ == "__main__":

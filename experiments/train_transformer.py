@@ -57,12 +57,9 @@ def main() -> None:
     optimizer = training.make_optimizer(
         _LEARNING_RATE.value, _NUM_STEPS.value, min(500, _NUM_STEPS.value // 2), 0.045
     )
-
-    def loss(params, batch, key):
-        return training.masked_token_loss(
-            transformer, params, *batch, key, label_smoothing=_LABEL_SMOOTHING.value
-        )
-
+    loss = functools.partial(
+        training.masked_token_loss, transformer, label_smoothing=_LABEL_SMOOTHING.value
+    )
     update = jax.jit(functools.partial(training.update, loss, optimizer), donate_argnums=0)
     training_loop.fit(
         update,

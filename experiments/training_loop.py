@@ -45,7 +45,7 @@ def fit(
     num_steps: int,
     directory: Path,
     save_every: int,
-    export: Callable[[training.Params], None],
+    export: Callable[[training.Params], None] | None,
 ) -> training.TrainState:
     """Trains from the newest checkpoint in `directory` (or `state`) to `num_steps`.
 
@@ -60,7 +60,7 @@ def fit(
       num_steps: updates in all.
       directory: where checkpoints go.
       save_every: steps between checkpoints.
-      export: writes the weights where they are used.
+      export: writes the weights where they are used; None where nobody does.
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
@@ -83,5 +83,6 @@ def fit(
                 sums = {}
             if done % save_every == 0 or done == num_steps:
                 manager.save(done, args=ocp.args.StandardSave(state))
-                export(jax.device_get(state.params))
+                if export is not None:
+                    export(jax.device_get(state.params))
     return state

@@ -128,14 +128,17 @@ class Tokenizer(nn.Module):
         return self.decoder(self.quantizer(ids))
 
     def __call__(
-        self, images: Float[Array, "b H W 3"]
+        self, images: Float[Array, "b H W 3"], quantize: bool = True
     ) -> tuple[Float[Array, "b H W 3"], Float[Array, "b h w d"], Float[Array, "b h w K"]]:
         """What training needs: reconstruction, latents and distances to the codes.
 
-        Gradients pass the quantizer straight through, from the codes to the latents.
+        Gradients pass the quantizer straight through, from the codes to the latents. Without
+        `quantize` the decoder sees the latents themselves.
         """
         latents = self.encoder(images)
         distances = self.quantizer.distances(latents)
+        if not quantize:
+            return self.decoder(latents), latents, distances
         quantized = self.quantizer(jnp.argmin(distances, axis=-1))
         straight_through = latents + jax.lax.stop_gradient(quantized - latents)
         return self.decoder(straight_through), latents, distances

@@ -16,6 +16,7 @@ Params = Any
 Batch = Any
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
+"""`(params, batch, key) -> (loss, metrics)`: a loss of this module without its first argument."""
 
 
 class TrainState(NamedTuple):
@@ -36,6 +37,7 @@ def tokenizer_loss(
     tokenizer: Tokenizer,
     params: Params,
     images: Float[Array, "b H W 3"],
+    key: Key[Array, ""] | None = None,
     *,
     commitment_cost: float = 0.25,
     entropy_weight: float = 0.1,
@@ -47,7 +49,6 @@ def tokenizer_loss(
     (MaskGIT's published tokenizer loss, its default weights).
     """
     reconstruction, latents, distances = tokenizer.apply({"params": params}, images)
-    nearest = jnp.min(distances, axis=-1) / latents.shape[-1]
     codes = tokenizer.apply({"params": params}, jnp.argmin(distances, axis=-1), method="codes")
     codebook_term = jnp.mean((codes - jax.lax.stop_gradient(latents)) ** 2)
     commitment_term = jnp.mean((jax.lax.stop_gradient(codes) - latents) ** 2)
@@ -68,11 +69,32 @@ def tokenizer_loss(
     )
     return loss, {
         "loss": loss,
-        "l1": jnp.mean(jnp.abs(error)),
-        "psnr": -10 * jnp.log10(jnp.mean(error**2)),
-        "quantization_error": jnp.mean(nearest),
+        "psnr": psnr(error),
+        "quantization_error": commitment_term,
         "codes_used": jnp.exp(usage_entropy),
     }
+
+
+def autoencoder_loss(
+    tokenizer: Tokenizer,
+    params: Params,
+    images: Float[Array, "b H W 3"],
+    key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Reconstruction (L1 + L2) without the quantizer.
+
+    Trained on this first, the latents spread over what pictures need; a codebook put among them
+    then starts with all its codes in use.
+    """
+    reconstruction, _, _ = tokenizer.apply({"params": params}, images, quantize=False)
+    error = reconstruction - images
+    loss = jnp.mean(jnp.abs(error)) + jnp.mean(error**2)
+    return loss, {"loss": loss, "psnr": psnr(error)}
+
+
+def psnr(error: Float[Array, "..."]) -> Float[Array, ""]:
+    """Peak signal-to-noise ratio in dB of an error on pictures in [0, 1]."""
+    return -10 * jnp.log10(jnp.mean(error**2))
 
 
 def hide_at_random(
@@ -89,8 +111,7 @@ def hide_at_random(
 def masked_token_loss(
     transformer: Transformer,
     params: Params,
-    ids: Int[Array, "b N"],
-    labels: Int[Array, "b"],
+    batch: tuple[Int[Array, "b N"], Int[Array, "b"]],
     key: Key[Array, ""],
     *,
     label_smoothing: float = 0.1,
@@ -101,12 +122,12 @@ def masked_token_loss(
     Args:
       transformer: the model.
       params: its weights.
-      ids: image ids in [0, K).
-      labels: classes in [0, num_classes).
+      batch: image ids in [0, K) and classes in [0, num_classes).
       key: draws the masks and the dropout.
       label_smoothing: share of the target spread over all codes.
       deterministic: turns dropout off.
     """
+    ids, labels = batch
     codebook_size = transformer.config.codebook_size
     mask_key, dropout_key = jax.random.split(key)
     hidden_ids = hide_at_random(mask_key, ids)

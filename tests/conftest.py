@@ -1,19 +1,22 @@
 """A tiny model with random weights, for every test that needs one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from maskgit_jax.config import ModelConfig, TokenizerConfig, TransformerConfig
-from maskgit_jax.model import Model
+from maskgit_jax.model import Model, parameter_shapes
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 
 
-def make_model(scale: float = 8.0, **overrides) -> Model:
+def make_model(scale: float = 0.2, **overrides) -> Model:
     """Three layers, 16 ids of 24 codes, 5 classes; `overrides` replace transformer settings.
 
-    `scale` multiplies the weight matrices: at their initial scale all attention is uniform.
+    `scale` is the weights' standard deviation: at the usual 0.02 all attention is uniform.
     """
     transformer_config = TransformerConfig(
         **{
@@ -44,15 +47,28 @@ def make_model(scale: float = 8.0, **overrides) -> Model:
         class_names=tuple("abcde"[: transformer_config.num_classes]),
     )
     transformer, tokenizer = Transformer(transformer_config), Tokenizer(tokenizer_config)
-    key = jax.random.key(0)
-    ids = jnp.zeros((1, transformer_config.sequence_length), jnp.int32)
-    params = jax.jit(transformer.init)(key, ids)["params"]
+    ids = jax.ShapeDtypeStruct((1, transformer_config.sequence_length), jnp.int32)
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    rng = np.random.default_rng(0)
+
+    def fill(path, shape, scale: float):
+        """Normal weights, gains of 1, biases of 0: no initializer needs compiling."""
+        name = path[-1].key
+        if name in ("scale", "bias"):
+            return jnp.full(shape.shape, float(name == "scale"), shape.dtype)
+        return jnp.asarray(rng.normal(0, scale, shape.shape), shape.dtype)
+
+    fill_all = jax.tree_util.tree_map_with_path
     return Model(
         config=config,
         transformer=transformer,
-        transformer_params=jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, params),
+        transformer_params=fill_all(
+            functools.partial(fill, scale=scale), parameter_shapes(transformer, ids)
+        ),
         tokenizer=tokenizer,
-        tokenizer_params=jax.jit(tokenizer.init)(key, jnp.zeros((1, 8, 8, 3)))["params"],
+        tokenizer_params=fill_all(
+            functools.partial(fill, scale=0.2), parameter_shapes(tokenizer, images)
+        ),
     )
 
 

@@ -96,6 +96,7 @@ def write_random_model(folder: Path, **changes) -> Path:
         "sequence_length": 37,
     }
     settings["tokenizer"] |= {
+        "image_size": 48,
         "latent_size": 6,
         "filters": 4,
         "channel_multipliers": [1, 1, 1, 1],

@@ -77,6 +77,16 @@ def test_shipped_judge_tells_a_picture_from_another_scene(judge):
     assert np.mean(judging.silhouette_iou(found_masks, masks)) <= 0.6
 
 
+def test_shipped_judge_sees_nothing_where_nothing_is(judge):
+    greys = np.broadcast_to(
+        np.float32([0.0, 0.25, 0.5, 0.75, 1.0])[:, None, None, None], (5, 48, 48, 3)
+    )
+    patches = np.random.default_rng(0).uniform(size=(20, 6, 6, 3)).astype(np.float32)
+    patches = patches.repeat(8, axis=1).repeat(8, axis=2)
+    masks, _ = judging.predict(*judge, np.concatenate([greys, patches]))
+    assert masks.mean() < 0.05
+
+
 def test_predict_gives_each_picture_the_same_verdict_in_any_batch(judge):
     photos, _, _ = held_out(judging._BATCH + 3)
     masks, labels = judging.predict(*judge, photos)

@@ -47,12 +47,12 @@ def test_a_sample_depends_on_its_seed_and_index_alone(tiny):
 
 
 def test_equal_sketches_with_other_indices_give_other_samples(tiny):
-    tokens = jnp.tile(sketches(tiny, 1), (4, 1))
+    tokens = jnp.tile(sketches(tiny, 1), (8, 1))
     settings = StructureSettings(layer_weights=layer_weights(None, 3))
     ids = masksketch.sample(
-        tiny, tokens, settings, num_steps=NUM_STEPS, seed=0, indices=jnp.arange(4)
+        tiny, tokens, settings, num_steps=NUM_STEPS, seed=0, indices=jnp.arange(8)
     ).ids
-    assert len({tuple(row.tolist()) for row in ids}) == 4
+    assert len({tuple(row.tolist()) for row in ids}) == 8
 
 
 def test_one_compilation_serves_all_settings(tiny):
@@ -98,11 +98,11 @@ def test_progress_counts_the_steps(tiny):
     seen = []
     masksketch.sample(
         tiny,
-        sketches(tiny, 2),
+        sketches(tiny, 8),
         StructureSettings(layer_weights=layer_weights(None, 3)),
         num_steps=NUM_STEPS,
         seed=0,
-        indices=jnp.arange(2),
+        indices=jnp.arange(8),
         progress=seen.append,
         steps_per_call=4,
     )

@@ -28,7 +28,7 @@ def test_masked_loss_is_the_smoothed_cross_entropy_of_hidden_ids(tiny):
     labels = jnp.arange(6) % 5
     key = jax.random.key(2)
     loss, metrics = training.masked_token_loss(
-        tiny.transformer, tiny.transformer_params, ids, labels, key, deterministic=True
+        tiny.transformer, tiny.transformer_params, (ids, labels), key, deterministic=True
     )
     hidden_ids = training.hide_at_random(jax.random.split(key)[0], ids)
     tokens = jnp.concatenate([24 + labels[:, None], hidden_ids], axis=1)
@@ -55,7 +55,7 @@ def test_tokenizer_loss_terms(tiny):
     loss, metrics = training.tokenizer_loss(tiny.tokenizer, params, images, entropy_weight=0.0)
     expected = np.abs(error).mean() + (error**2).mean() + 1.25 * quantization
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    np.testing.assert_allclose(metrics["quantization_error"], quantization, rtol=1e-3)
+    np.testing.assert_allclose(metrics["quantization_error"], quantization, rtol=1e-4)
     np.testing.assert_allclose(metrics["psnr"], -10 * np.log10((error**2).mean()), rtol=1e-4)
 
 
@@ -74,9 +74,7 @@ def test_updates_learn(tiny):
     labels = jnp.zeros(8, jnp.int32)
     optimizer = training.make_optimizer(3e-3, 60, 5, 0.0)
 
-    def loss(params, batch, key):
-        return training.masked_token_loss(tiny.transformer, params, *batch, key)
-
+    loss = functools.partial(training.masked_token_loss, tiny.transformer)
     step = jax.jit(functools.partial(training.update, loss, optimizer))
     state, losses = training.init_state(tiny.transformer_params, optimizer), []
     for _ in range(60):
@@ -93,7 +91,13 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     def command(folder):
         return [
             *(sys.executable, "-m", "experiments.train_tokenizer", f"--model_dir={folder}"),
-            *("--num_images=64", "--num_steps=16", "--batch_size=4", "--save_every=4"),
+            *(
+                "--num_images=64",
+                "--num_warmup_steps=6",
+                "--num_steps=16",
+                "--batch_size=4",
+                "--save_every=4",
+            ),
         ]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"

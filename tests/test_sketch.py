@@ -1,0 +1,124 @@
+"""The main job, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskgit_jax.images import read_image
+
+SKETCH = Path(__file__).parent.parent / "experiments" / "sketches" / "fish.png"
+
+
+def run(*args, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.sketch", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(SKETCH.parent.parent.parent)},
+    )
+
+
+@pytest.mark.slow
+def test_a_sketch_becomes_pictures(tmp_path):
+    flags = f"--sketch={SKETCH}", "--label=fish", "--num_steps=8", "--seed=3"
+    result = run(*flags, "--num_samples=3", "--batch_size=2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").open()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    assert {line["class_name"] for line in lines} == {"fish"}
+    assert all(line["structure_distance"] > 0 for line in lines)
+    assert {line["num_steps"] for line in lines} == {8}
+    pictures = [read_image(tmp_path / "out" / line["file"]) for line in lines]
+    assert all(picture.shape == (48, 48, 3) for picture in pictures)
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    grid = read_image(tmp_path / "out" / "grid.png")
+    assert min(grid.shape[:2]) >= 2 * 192
+
+    # A sample is the same alone, and an earlier run's pictures do not stay beside the new ones.
+    again = run(*flags, "--num_samples=1", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    np.testing.assert_array_equal(read_image(tmp_path / "out" / "sample_000.png"), pictures[0])
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["grid.png", "results.jsonl", "sample_000.png"]
+
+
+def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """Flags and the words that the error line must have."""
+    good = [f"--sketch={SKETCH}", "--label=fish"]
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "file").write_text("")
+    return {
+        "missing": (["--sketch=nowhere.png", "--label=fish"], "nowhere.png"),
+        "folder": ([f"--sketch={tmp_path}", "--label=fish"], "folder"),
+        "text": ([f"--sketch={tmp_path}/text.png", "--label=fish"], "text.png"),
+        "1x1": ([f"--sketch={tmp_path}/one.png", "--label=fish"], "1×1"),
+        "no label": ([f"--sketch={SKETCH}"], "--label"),
+        "label": ([f"--sketch={SKETCH}", "--label=fsh"], "'fish'"),
+        "number": ([f"--sketch={SKETCH}", "--label=10"], "0 to 9"),
+        "lambda": ([*good, "--lambda_s=1.5"], "lambda_s is 1.5"),
+        "nan": ([*good, "--guidance_scale=nan"], "guidance_scale is nan"),
+        "word": ([*good, "--lambda_s=much"], "lambda_s"),
+        "layer": ([*good, "--layers=99"], "layer 99"),
+        "layers": ([*good, "--layers=1;2"], "--layers=1;2"),
+        "rates": ([*good, "--min_mask_rate=0.9", "--max_mask_rate=0.5"], "mask rates"),
+        "samples": ([*good, "--num_samples=0"], "--num_samples=0"),
+        "steps": ([*good, "--num_steps=-1"], "--num_steps=-1"),
+        "batch": ([*good, "--batch_size=0"], "--batch_size=0"),
+        "seed": ([*good, "--seed=-1"], "--seed=-1"),
+        "divergence": ([*good, "--divergence=kl"], "jeffreys"),
+        "model": ([*good, f"--model={tmp_path}"], "config.json"),
+        "no model": ([*good, "--model=imagenet"], "imagenet256"),
+        "output": ([*good, f"--output_dir={tmp_path}/file/out"], "--output_dir"),
+        "argument": ([*good, "fish.png"], "fish.png"),
+        "flag": ([*good, "--lamda=1"], "lamda"),
+        "fit": ([*good, "--fit=stretch"], "pad"),
+    }
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line_and_status_2(tmp_path):
+    """All in one process: starting Python takes longer than the checks."""
+    cases = bad_flags(tmp_path)
+    program = (
+        "import contextlib, io, json, sys\n"
+        "from absl import flags\n"
+        "from experiments import cli, sketch\n"
+        "results = {}\n"
+        "for name, (args, _) in json.load(sys.stdin).items():\n"
+        "    flags.FLAGS.unparse_flags()\n"
+        "    for flag in flags.FLAGS._flags().values():\n"
+        "        flag.unparse()\n"
+        "    out = io.StringIO()\n"
+        "    sys.argv = ['sketch', *args]\n"
+        "    with contextlib.redirect_stderr(out), contextlib.suppress(SystemExit) as _:\n"
+        "        try:\n"
+        "            cli.run(sketch.main)\n"
+        "        except SystemExit as stop:\n"
+        "            results[name] = stop.code, out.getvalue()\n"
+        "print(json.dumps(results))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(SKETCH.parent.parent.parent)},
+    )
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout)
+    assert results.keys() == cases.keys()
+    for name, (_, words) in cases.items():
+        status, message = results[name]
+        assert status == 2, (name, message)
+        assert message.count("\n") == 1, (name, message)
+        assert words in message, (name, message)
+    assert not (tmp_path / "out").exists()
