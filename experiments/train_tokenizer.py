@@ -31,6 +31,7 @@ _NUM_WARMUP_STEPS = flags.DEFINE_integer(
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates with the quantizer.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Pictures per update.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1.5e-3, "Peak learning rate.")
+_ENTROPY_WEIGHT = flags.DEFINE_float("entropy_weight", 0.02, "Of the entropy term; the paper's 0.1.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
 
@@ -73,8 +74,9 @@ def main() -> None:
 
     params = train("autoencoder", training.autoencoder_loss, params, _NUM_WARMUP_STEPS.value)
     params["quantizer"]["codebook"] = _codebook(tokenizer, params, images[:_CODEBOOK_IMAGES])
+    loss = functools.partial(training.tokenizer_loss, entropy_weight=_ENTROPY_WEIGHT.value)
     export = functools.partial(checkpoint.write_checkpoint, folder / "tokenizer_checkpoint")
-    train("tokenizer", training.tokenizer_loss, params, _NUM_STEPS.value, export)
+    train("tokenizer", loss, params, _NUM_STEPS.value, export)
 
 
 def _codebook(tokenizer: Tokenizer, params, images) -> Float[np.ndarray, "K d"]:
