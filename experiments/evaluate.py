@@ -50,6 +50,9 @@ from maskgit_jax.model import Model, load_model, with_class_token
 EVAL_SEED = 1
 """The world's seed of the sketches; the models and the judge were trained on seed 0."""
 
+# --help lists them too.
+flags.adopt_module_key_flags(guidance_flags)
+
 _NUM_SKETCHES = flags.DEFINE_integer("num_sketches", 100, "Held-out scenes to decode.")
 _UNGUIDED_STEPS = flags.DEFINE_integer("unguided_steps", 12, "Steps of plain MaskGIT sampling.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for evaluation.json and grid.png.")

@@ -25,6 +25,9 @@ from maskgit_jax.model import Model, load_model, with_class_token
 _SAMPLE_SKETCH = Path(__file__).parent / "sketches" / "house.png"
 _SAMPLE_LABEL = "house"
 
+# --help lists them too.
+flags.adopt_module_key_flags(guidance_flags)
+
 _SKETCH = flags.DEFINE_string("sketch", None, "Picture file; a sample sketch when not given.")
 _LABEL = flags.DEFINE_string("label", None, "Class of the pictures: a name or a number.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "Pictures to make.")

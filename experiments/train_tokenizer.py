@@ -30,8 +30,8 @@ _NUM_WARMUP_STEPS = flags.DEFINE_integer(
 )
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates with the quantizer.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Pictures per update.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1.5e-3, "Peak learning rate.")
-_ENTROPY_WEIGHT = flags.DEFINE_float("entropy_weight", 0.02, "Of the entropy term; the paper's 0.1.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1.5e-3, "Peak, before there is a quantizer.")
+_ENTROPY_WEIGHT = flags.DEFINE_float("entropy_weight", 0.02, "The paper has 0.1.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
 
@@ -54,10 +54,9 @@ def main() -> None:
     key = jax.random.key(_SEED.value)
     params = jax.jit(tokenizer.init)(key, batch_at(0))["params"]
 
-    def train(name: str, loss, params, num_steps: int, export=None):
-        optimizer = training.make_optimizer(
-            _LEARNING_RATE.value, num_steps, min(200, num_steps // 2), 1e-4
-        )
+    def train(name: str, loss, params, num_steps: int, learning_rate: float, export=None):
+        warmup_steps = min(200, num_steps // 2)
+        optimizer = training.make_optimizer(learning_rate, num_steps, warmup_steps, 1e-4)
         loss = functools.partial(loss, tokenizer)
         update = functools.partial(training.update, loss, optimizer)
         state = training_loop.fit(
@@ -72,11 +71,13 @@ def main() -> None:
         )
         return state.params
 
-    params = train("autoencoder", training.autoencoder_loss, params, _NUM_WARMUP_STEPS.value)
+    rate = _LEARNING_RATE.value
+    params = train("autoencoder", training.autoencoder_loss, params, _NUM_WARMUP_STEPS.value, rate)
     params["quantizer"]["codebook"] = _codebook(tokenizer, params, images[:_CODEBOOK_IMAGES])
     loss = functools.partial(training.tokenizer_loss, entropy_weight=_ENTROPY_WEIGHT.value)
     export = functools.partial(checkpoint.write_checkpoint, folder / "tokenizer_checkpoint")
-    train("tokenizer", loss, params, _NUM_STEPS.value, export)
+    # At the full rate the latents run away from the codes that were just put among them.
+    train("tokenizer", loss, params, _NUM_STEPS.value, 0.4 * rate, export)
 
 
 def _codebook(tokenizer: Tokenizer, params, images) -> Float[np.ndarray, "K d"]:

@@ -123,6 +123,25 @@ def parameter_shapes(module: Any, example: jax.ShapeDtypeStruct) -> Any:
 def _load_params(path: Path, module: Any, example: jax.ShapeDtypeStruct) -> Any:
     params = checkpoint.read_checkpoint(path)
     # The configuration is what the code would run; the file decides whether that is true.
+    if isinstance(module, Transformer):
+        _check_heads(path, params, module.config.num_heads)
     expected = checkpoint.manifest_of(parameter_shapes(module, example))
     checkpoint.check_params(params, expected, source=str(path))
     return jax.tree.map(jnp.asarray, params)
+
+
+def _check_heads(path: Path, params: Any, num_heads: int) -> None:
+    """Raises InputError if the query kernel, [width, heads, width / heads], has other heads.
+
+    The paper gives another number than the released files have, so it deserves a clear line.
+    """
+    try:
+        kernel = params["TransformerLayer_0"]["Attention_0"]["self_attention"]["query"]["kernel"]
+        heads = kernel.shape[1]
+    except (KeyError, TypeError, IndexError):
+        return  # Not such a checkpoint at all: the general check says what is missing.
+    if heads != num_heads:
+        raise InputError(
+            f"{path} has {heads} attention heads (query kernel {list(kernel.shape)}), config.json "
+            f"says transformer.num_heads {num_heads}; correct config.json"
+        )

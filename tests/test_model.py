@@ -76,7 +76,7 @@ def test_unknown_names_list_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
-        ("transformer", {"num_heads": 8}, "query"),
+        ("transformer", {"num_heads": 8}, "has 4 attention heads"),
         ("transformer", {"num_layers": 5}, "TransformerLayer_4"),
         ("transformer", {"num_layers": 3}, "TransformerLayer_3"),
         ("transformer", {"intermediate_size": 128}, "intermediate_output"),
@@ -87,7 +87,7 @@ def test_unknown_names_list_what_there_is(tmp_path):
         ("transformer", {"codebook_size": 64}, "codebook_size"),
         ("transformer", {"sequence_length": 64}, "sequence_length"),
         ("transformer", {"mask_token_id": 7}, "mask_token_id"),
-        ("tokenizer", {"filters": 64}, "Conv_0/kernel"),
+        ("tokenizer", {"filters": 64}, "decoder/Conv_0/bias"),
         ("tokenizer", {"image_size": 48}, "image_size 48"),
         ("tokenizer", {"channel_multipliers": []}, "channel_multipliers"),
         ("tokenizer", {"norm": "batch_norm"}, "batch_norm"),
