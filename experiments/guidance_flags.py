@@ -27,8 +27,7 @@ RELEASED = {
 DEMO = RELEASED | {
     "num_steps": 64,
     "layers": "all",
-    "guidance_scale": 2.0,
-    "max_mask_rate": 1.0,
+    "guidance_scale": 1.0,
     "min_mask_rate": 0.05,
 }
 """What suits the small demo model (docs/demo_model.md)."""

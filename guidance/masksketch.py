@@ -6,16 +6,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from guidance.classifier_free import classifier_free_predict, other_class_token
 from guidance.structure import (
     StructureSettings,
+    TracedSettings,
+    check_divergence,
     hide_start,
     structure_distance,
     structure_remask,
+    traced,
 )
 from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, decode, sample_key
+from maskgit_jax.errors import InputError
 from maskgit_jax.model import Model
 from maskgit_jax.sampling import spread_over_devices
 from maskgit_jax.transformer import AttentionInputs, Transformer
@@ -34,7 +39,7 @@ class Guide(NamedTuple):
     target: AttentionInputs
     other_token: Int[Array, ""]
     num_hidden: Int[Array, ""]
-    settings: StructureSettings
+    settings: TracedSettings
 
 
 def make_guide(
@@ -43,7 +48,7 @@ def make_guide(
     sketch_tokens: Tokens,
     start_tokens: Tokens,
     other_token: Int[Array, ""],
-    settings: StructureSettings,
+    settings: TracedSettings,
 ) -> Guide:
     """The guide of one sample; one pass over the sketch's ids."""
     num_layers = settings.layer_weights.shape[-1]
@@ -55,7 +60,7 @@ def start(
     transformer: Transformer,
     params,
     sketch_tokens: Tokens,
-    settings: StructureSettings,
+    settings: TracedSettings,
     key: RandomKey,
 ) -> tuple[Guide, DecodeState]:
     """One sample before its first step: the sketch's ids, most of them hidden.
@@ -83,6 +88,7 @@ def advance(
     last_step: Int[Array, ""] | int,
     num_steps: Int[Array, ""] | int,
     divergence: str = "jeffreys",
+    schedule: str = "linear",
 ) -> DecodeState:
     """Runs the steps first_step .. last_step - 1 of num_steps for one sample."""
     settings = guide.settings
@@ -97,6 +103,7 @@ def advance(
         settings,
         num_steps=num_steps,
         divergence=divergence,
+        schedule=schedule,
     )
     return decode(predict, remask, state, first_step, last_step)
 
@@ -148,37 +155,45 @@ def sample(
       seed: with the index, all that a sample's randomness depends on.
       indices: the samples' numbers.
       divergence: one of `structure.DIVERGENCES`.
-      progress: called with the number of steps done, from 0 (compiled and started) up.
+      progress: called with the number of steps done, first with 0, before anything is compiled.
       steps_per_call: steps between two calls of `progress`.
+
+    Raises:
+      InputError: a setting out of its range, no steps, more layer weights than layers.
     """
+    check_divergence(divergence)
+    layers, weights = model.config.transformer.num_layers, np.shape(settings.layer_weights)[-1]
+    if weights > layers:
+        raise InputError(f"{weights} layer weights: the model has {layers} layers")
+    if num_steps < 1:
+        raise InputError(f"num_steps is {num_steps}: expected 1 or more")
+    if progress is not None:
+        progress(0)
     batch = len(sketch_tokens)
     keys = jax.vmap(functools.partial(sample_key, seed))(indices)
     inputs = spread_over_devices((sketch_tokens, _per_sample(settings, batch), keys))
     transformer, params = model.transformer, model.transformer_params
     guide, state = _start(transformer, params, *inputs)
     for first in range(0, num_steps, steps_per_call):
-        if progress is not None:
-            progress(first)
         last = min(first + steps_per_call, num_steps)
         state = _advance(
             transformer, params, guide, state, first, last, num_steps, divergence=divergence
         )
         jax.block_until_ready(state)
+        if progress is not None:
+            progress(last)
     distances = _distance(transformer, params, guide, state.sampled, divergence=divergence)
-    if progress is not None:
-        progress(num_steps)
     return Samples(state.sampled[:batch, 1:], jnp.mean(distances[:batch, 1:], axis=1))
 
 
-def _per_sample(settings: StructureSettings, batch: int) -> StructureSettings:
+def _per_sample(settings: StructureSettings, batch: int) -> TracedSettings:
     """Gives every setting a leading axis of samples."""
 
-    def spread(name: str, value) -> Float[Array, "B *_"]:
-        value = jnp.asarray(value, jnp.float32)
+    def spread(name: str, value: Float[Array, "..."]) -> Float[Array, "B *_"]:
         own_axes = 1 if name == "layer_weights" else 0
         return value if value.ndim > own_axes else jnp.broadcast_to(value, (batch, *value.shape))
 
-    return StructureSettings(*map(spread, settings._fields, settings))
+    return TracedSettings(*map(spread, TracedSettings._fields, traced(settings)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

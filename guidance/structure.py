@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maskgit_jax import schedules
-from maskgit_jax.decoding import MASK_ID, Remask, Tokens, hide_lowest
+from maskgit_jax.decoding import MASK_ID, RandomKey, Remask, Tokens, hide_lowest
 from maskgit_jax.errors import InputError
 from maskgit_jax.transformer import AttentionInputs, Transformer
 
@@ -100,51 +100,105 @@ def structure_distance(
 
 
 class StructureSettings(NamedTuple):
-    """The knobs of structure-guided decoding, all traced: changing one compiles nothing.
+    """The knobs of structure-guided decoding; all become traced values (`traced`).
 
-    The defaults are the released ones, for 500 to 1000 steps.
+    Numbers, or arrays with a leading axis where samples differ. The defaults are the released
+    ones, for 500 to 1000 steps.
 
     Attributes:
-      layer_weights: weight of each layer's distance, from layer 0 up; see `layer_weights`.
+      layer_weights: weight of each layer's distance, ≥ 0, from layer 0 up; see `layer_weights`.
       lambda_s: share of the hidden ids chosen by structure, in [0, 1]; the rest by confidence.
         1 is all structure, 0 all realism.
       guidance_scale: of classifier-free guidance, ≥ 0.
       max_mask_rate: share of ids hidden at the start, in (0, 1].
       min_mask_rate: share hidden after the last step, in [0, max_mask_rate].
-      structure_temperature: of the Gumbel noise on the rescaled structure scores.
-      confidence_temperature: of the Gumbel noise on the rescaled confidences.
+      structure_temperature: of the Gumbel noise on the structure scores, rescaled to [0, 1].
+      confidence_temperature: of the Gumbel noise on the confidences, rescaled to [0, 1].
+    """
+
+    layer_weights: Any
+    lambda_s: Any = 0.9
+    guidance_scale: Any = 0.6
+    max_mask_rate: Any = 0.95
+    min_mask_rate: Any = 0.35
+    structure_temperature: Any = 0.0
+    confidence_temperature: Any = 0.0
+
+
+class TracedSettings(NamedTuple):
+    """`StructureSettings` as float32 arrays, ready to be traced; changing one compiles nothing.
+
+    The two differences are taken in float64 before, as the published code does: in float32
+    1 - 0.28 is just under 0.72, and 0.72 · 75 would count 53 instead of 54.
+
+    Attributes:
+      layer_weights: as given.
+      structure_share: λ_s.
+      realism_share: 1 − λ_s.
+      guidance_scale: as given.
+      max_mask_rate: as given.
+      min_mask_rate: as given.
+      mask_rate_span: highest minus lowest mask rate.
+      structure_temperature: as given.
+      confidence_temperature: as given.
     """
 
     layer_weights: Float[Array, "*b L"]
-    lambda_s: Float[Array, "*b"] | float = 0.9
-    guidance_scale: Float[Array, "*b"] | float = 0.6
-    max_mask_rate: Float[Array, "*b"] | float = 0.95
-    min_mask_rate: Float[Array, "*b"] | float = 0.35
-    structure_temperature: Float[Array, "*b"] | float = 0.0
-    confidence_temperature: Float[Array, "*b"] | float = 0.0
+    structure_share: Float[Array, "*b"]
+    realism_share: Float[Array, "*b"]
+    guidance_scale: Float[Array, "*b"]
+    max_mask_rate: Float[Array, "*b"]
+    min_mask_rate: Float[Array, "*b"]
+    mask_rate_span: Float[Array, "*b"]
+    structure_temperature: Float[Array, "*b"]
+    confidence_temperature: Float[Array, "*b"]
+
+
+def traced(settings: StructureSettings) -> TracedSettings:
+    """Checks settings and makes them traceable.
+
+    Raises:
+      InputError: a setting is no number or out of its range.
+    """
+    check_settings(settings)
+    given = StructureSettings(*(np.asarray(value, np.float64) for value in settings))
+    values = TracedSettings(
+        layer_weights=given.layer_weights,
+        structure_share=given.lambda_s,
+        realism_share=1 - given.lambda_s,
+        guidance_scale=given.guidance_scale,
+        max_mask_rate=given.max_mask_rate,
+        min_mask_rate=given.min_mask_rate,
+        mask_rate_span=given.max_mask_rate - given.min_mask_rate,
+        structure_temperature=given.structure_temperature,
+        confidence_temperature=given.confidence_temperature,
+    )
+    return TracedSettings(*(jnp.asarray(value, jnp.float32) for value in values))
 
 
 def check_settings(settings: StructureSettings) -> None:
     """Raises InputError unless every setting is a number in its range."""
     ranges = {
+        "layer_weights": (0.0, 1e6),
         "lambda_s": (0.0, 1.0),
-        "guidance_scale": (0.0, np.inf),
+        "guidance_scale": (0.0, 1e6),
         "max_mask_rate": (0.0, 1.0),
         "min_mask_rate": (0.0, 1.0),
-        "structure_temperature": (0.0, np.inf),
-        "confidence_temperature": (0.0, np.inf),
+        "structure_temperature": (0.0, 1e6),
+        "confidence_temperature": (0.0, 1e6),
     }
     for name, (low, high) in ranges.items():
         value = np.asarray(getattr(settings, name))
-        if not np.all(np.isfinite(value) & (value >= low) & (value <= high)):
-            expected = f"from {low:g} to {high:g}" if high < np.inf else f"{low:g} or more"
-            raise InputError(f"{name} is {value}: expected a number {expected}")
-    if np.any(settings.min_mask_rate > settings.max_mask_rate) or np.any(
-        settings.max_mask_rate == 0
-    ):
+        # A NaN is in no range.
+        if not np.all((value >= low) & (value <= high)):
+            raise InputError(f"{name} is {value}: expected a number from {low:g} to {high:g}")
+    if not np.all(np.sum(settings.layer_weights, axis=-1) > 0):
+        raise InputError("layer_weights are all 0: give one layer at least a weight")
+    highest, lowest = np.asarray(settings.max_mask_rate), np.asarray(settings.min_mask_rate)
+    if np.any(lowest > highest) or np.any(highest == 0):
         raise InputError(
-            f"mask rates fall from {settings.max_mask_rate} to {settings.min_mask_rate}: expected "
-            "max_mask_rate above 0 and not below min_mask_rate"
+            f"mask rates fall from {highest} to {lowest}: expected max_mask_rate above 0 and not "
+            "below min_mask_rate"
         )
 
 
@@ -153,16 +207,17 @@ def structure_remask(
     params: Any,
     target: AttentionInputs,
     num_hidden: Int[Array, ""],
-    settings: StructureSettings,
+    settings: TracedSettings,
     *,
     num_steps: Int[Array, ""] | int,
     divergence: str = "jeffreys",
+    schedule: str = "linear",
 ) -> Remask:
     """Hides what strays from the sketch's structure, and what the model is unsure of (section 3.3).
 
     Of n = floor(rate · N₀) ids, floor(λ_s · n) of largest distance or floor((1 − λ_s) · n) of
-    lowest confidence are hidden, whether or not they were hidden before. The rate falls linearly
-    from the highest to the lowest mask rate.
+    lowest confidence are hidden, whether or not they were hidden before. The rate falls from the
+    highest to the lowest mask rate.
 
     Args:
       transformer: the model.
@@ -172,6 +227,7 @@ def structure_remask(
       settings: see `StructureSettings`.
       num_steps: T.
       divergence: one of `DIVERGENCES`.
+      schedule: how the rate falls, one of `schedules.SCHEDULE_NAMES`.
     """
     num_layers = settings.layer_weights.shape[-1]
 
@@ -179,29 +235,26 @@ def structure_remask(
         attention = transformer.apply({"params": params}, sampled, num_layers, method="attention")
         distance = structure_distance(target, attention, settings.layer_weights, divergence)
 
-        probabilities = jnp.take_along_axis(jax.nn.softmax(logits[1:]), sampled[1:, None], axis=-1)[
-            :, 0
-        ]
+        probabilities = jax.nn.softmax(logits[1:])
+        chosen = jnp.take_along_axis(probabilities, sampled[1:, None], axis=-1)[:, 0]
         # The class token is no candidate for the confidence mask.
-        confidence = jnp.concatenate([jnp.full(1, jnp.inf), _rescale(probabilities)])
+        confidence = jnp.concatenate([jnp.full(1, jnp.inf), _rescale(chosen)])
 
-        falling = schedules.mask_ratio("linear", (step + 1.0) / num_steps, num_hidden)
-        span = settings.max_mask_rate - settings.min_mask_rate
-        count = jnp.floor(num_hidden * (settings.min_mask_rate + falling * span))
-        # The released code takes 1 - λ_s in float64; float32 gives 0.12999998 for 1 - 0.87.
-        realism = jnp.round((1 - settings.lambda_s) * 1e6) / 1e6
+        falling = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_hidden)
+        rate = settings.min_mask_rate + falling * settings.mask_rate_span
+        count = jnp.floor(num_hidden * rate)
 
         # Keys of their own for each draw; the loop's key goes on as if none had been made.
         structure_key, confidence_key = jax.random.split(jax.random.fold_in(key, 0))
         by_structure = _hide_noisy(
             _rescale(-distance),
-            count * settings.lambda_s,
+            count * settings.structure_share,
             settings.structure_temperature,
             structure_key,
         )
         by_confidence = _hide_noisy(
             confidence,
-            count * realism,
+            count * settings.realism_share,
             settings.confidence_temperature,
             confidence_key,
         )
@@ -210,7 +263,7 @@ def structure_remask(
     return remask
 
 
-def hide_start(tokens: Tokens, rate: Float[Array, ""] | float, key) -> Tokens:
+def hide_start(tokens: Tokens, rate: Float[Array, ""] | float, key: RandomKey) -> Tokens:
     """Hides a random ceil(rate · N) of the image ids."""
     num_tokens = tokens.shape[-1] - 1
     # 0.95 · 20 is 19.000002 in float32 and means 19.

@@ -123,6 +123,7 @@ def maskgit_remask(
         confidence = confidence + temperature * (1 - ratio) * noise
         # Ids that were visible are never hidden again.
         confidence = jnp.where(hidden, confidence, jnp.inf)
-        return hide_lowest(confidence, count, jax.random.fold_in(choice_key, 1)), key
+        hide = hide_lowest(confidence, count, jax.random.fold_in(choice_key, 1))
+        return hide & hidden, key
 
     return remask

@@ -47,4 +47,6 @@ def mask_ratio(
     """
     check_schedule(name)
     ratio = jnp.asarray(ratio, jnp.float32)
-    return jnp.clip(_SCHEDULES[name](ratio, jnp.asarray(num_hidden, jnp.float32)), 1e-6, 1.0)
+    # Two schedules divide by, or end at, the logarithm of the count.
+    count = jnp.maximum(jnp.asarray(num_hidden, jnp.float32), 2)
+    return jnp.clip(_SCHEDULES[name](ratio, count), 1e-6, 1.0)

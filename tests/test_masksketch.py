@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from guidance import masksketch
-from guidance.structure import StructureSettings, layer_weights
+from guidance.structure import StructureSettings, layer_weights, traced
 from maskgit_jax.model import with_class_token
 
 NUM_STEPS = 6
@@ -86,7 +87,7 @@ def test_structure_guidance_lowers_the_distance(tiny):
 
 def test_the_sketch_itself_has_distance_zero(tiny):
     tokens = sketches(tiny, 1)[0]
-    settings = StructureSettings(layer_weights=jnp.ones(3))
+    settings = traced(StructureSettings(layer_weights=jnp.ones(3)))
     modules = tiny.transformer, tiny.transformer_params
     guide, state = masksketch.start(*modules, tokens, settings, jax.random.key(0))
     np.testing.assert_allclose(masksketch.distance(*modules, guide, tokens), 0, atol=1e-6)
@@ -121,7 +122,12 @@ def test_batches_and_devices_give_equal_tokens(tiny):
     )
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     result = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
     )
     count, ids = json.loads(result.stdout)
     assert count == 8

@@ -94,7 +94,9 @@ def remask_once(tiny):
     def call(*, step=0, num_steps=10, sampled=None, key=0, **overrides):
         sampled = jnp.array([24, *range(8, 24)]) if sampled is None else sampled
         knobs = StructureSettings(layer_weights=jnp.ones(3))._replace(**overrides)
-        hide, distance = hide_and_distance(knobs, step, num_steps, sampled, jax.random.key(key))
+        hide, distance = hide_and_distance(
+            structure.traced(knobs), step, num_steps, sampled, jax.random.key(key)
+        )
         confidence = softmax64(LOGITS)[np.arange(1, 17), sampled[1:]]
         return np.asarray(hide), np.asarray(distance), confidence
 
