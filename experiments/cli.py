@@ -56,10 +56,18 @@ def output_folder(flag: flags.FlagHolder[str]) -> Path:
             pass
     except OSError as error:
         raise InputError(
-            f"--{flag.name}={folder}: cannot write there ({os.strerror(error.errno)}); "
+            f"--{flag.name}={folder}: cannot write there ({error.strerror or error}); "
             "choose another folder"
         ) from None
     return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of a command's results; InputError if that fails."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def _fail(message: str) -> NoReturn:

@@ -139,7 +139,7 @@ def main() -> None:
             "eval_seed": EVAL_SEED,
         }
         text = json.dumps({"settings": record, "rows": summary(rows)}, indent=1)
-        (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        cli.write_text(folder / "evaluation.json", text + "\n")
         grid = (scenes.sketches, guided.images, unguided.images, scenes.photos)
         save_png(
             folder / "grid.png",

@@ -11,6 +11,7 @@ from guidance.structure import (
     check_settings,
     layer_weights,
 )
+from maskgit_jax import download
 from maskgit_jax.errors import InputError
 
 RELEASED = {
@@ -20,6 +21,8 @@ RELEASED = {
     "guidance_scale": 0.6,
     "max_mask_rate": 0.95,
     "min_mask_rate": 0.35,
+    "structure_temperature": 0.0,
+    "confidence_temperature": 0.0,
     "divergence": "jeffreys",
 }
 """The settings released with MaskSketch, for the 24-layer ImageNet models."""
@@ -32,6 +35,8 @@ DEMO = RELEASED | {
 }
 """What suits the small demo model (docs/demo_model.md)."""
 
+_MOST = 10**6
+
 flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512, or a model folder.")
 flags.DEFINE_integer("num_steps", None, "Decoding steps.")
 flags.DEFINE_string("layers", None, "Layers whose attention is compared: 1,3,16 or all.")
@@ -39,6 +44,8 @@ flags.DEFINE_float("lambda_s", None, "Share of structure in [0, 1]; the rest is 
 flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance, 0 for none.")
 flags.DEFINE_float("max_mask_rate", None, "Share of ids hidden at the start.")
 flags.DEFINE_float("min_mask_rate", None, "Share of ids hidden after the last step.")
+flags.DEFINE_float("structure_temperature", None, "Noise on which ids stray from the sketch.")
+flags.DEFINE_float("confidence_temperature", None, "Noise on which ids are unsure.")
 flags.DEFINE_string("divergence", None, "jeffreys, or cross_entropy (the released code's).")
 flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
 flags.DEFINE_integer("batch_size", 8, "Samples decoded together.")
@@ -70,15 +77,15 @@ def read(num_layers: int) -> GuidanceFlags:
       InputError: a value out of its range.
     """
     values = flags.FLAGS
-    preset = RELEASED if values.model.startswith("imagenet") else DEMO
+    preset = RELEASED if values.model in download.MODELS else DEMO
     record = {
         name: default if values[name].value is None else values[name].value
         for name, default in preset.items()
     }
     for name in ("num_steps", "batch_size"):
         number = record.get(name, values[name].value)
-        if number < 1:
-            raise InputError(f"--{name}={number}: expected 1 or more")
+        if not 1 <= number <= _MOST:
+            raise InputError(f"--{name}={number}: expected 1 to {_MOST}")
     if values.seed < 0 or values.seed >= 2**32:
         raise InputError(f"--seed={values.seed}: expected 0 to {2**32 - 1}")
     check_divergence(record["divergence"])

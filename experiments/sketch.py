@@ -7,12 +7,15 @@ first) and `results.jsonl` (one line per picture); an earlier run's in the same 
 """
 
 import json
+import re
+import tempfile
 import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments import cli, guidance_flags
@@ -20,10 +23,12 @@ from guidance import masksketch
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float, to_uint8
 from maskgit_jax.labels import find_label
-from maskgit_jax.model import Model, load_model, with_class_token
+from maskgit_jax.model import Model, load_model, model_config, with_class_token
 
 _SAMPLE_SKETCH = Path(__file__).parent / "sketches" / "house.png"
 _SAMPLE_LABEL = "house"
+_SUMMARY = ("grid.png", "results.jsonl")
+_MOST_SAMPLES = 10_000
 
 # --help lists them too.
 flags.adopt_module_key_flags(guidance_flags)
@@ -37,78 +42,112 @@ _FIT = flags.DEFINE_enum("fit", "pad", ["pad", "crop"], "How a sketch that is no
 
 def main() -> None:
     """Makes pictures as the flags say."""
-    if _NUM_SAMPLES.value < 1:
-        raise InputError(f"--num_samples={_NUM_SAMPLES.value}: expected 1 or more")
+    if not 1 <= _NUM_SAMPLES.value <= _MOST_SAMPLES:
+        raise InputError(f"--num_samples={_NUM_SAMPLES.value}: expected 1 to {_MOST_SAMPLES}")
     sketch_path, label_text = _SKETCH.value, _LABEL.value
     if sketch_path is None:
         sketch_path, label_text = str(_SAMPLE_SKETCH), label_text or _SAMPLE_LABEL
     elif label_text is None:
         raise InputError("--sketch without --label: say what it shows, such as --label=house")
     image = read_image(sketch_path)
+    # All that can be wrong is looked at before anything large is fetched or made.
+    config = model_config(flags.FLAGS.model)
+    label = find_label(label_text, config.class_names)
+    guided = guidance_flags.read(config.transformer.num_layers)
     model = load_model(flags.FLAGS.model)
-    label = find_label(label_text, model.config.class_names)
-    guided = guidance_flags.read(model.config.transformer.num_layers)
     output_dir = cli.output_folder(_OUTPUT_DIR)
+    if Path(sketch_path).resolve() in (output_dir.resolve() / name for name in _names()):
+        raise InputError(f"--sketch={sketch_path} would be overwritten: give another --output_dir")
 
-    sketch = fit_image(image, model.config.tokenizer.image_size, mode=_FIT.value)
+    sketch = fit_image(image, config.tokenizer.image_size, mode=_FIT.value)
+    ids = model.encode(jnp.asarray(to_float(sketch))[None])
+    tokens = with_class_token(config, jnp.array([label]), ids)
     pictures, lines = [], []
-    for batch in guidance_flags.batches(_NUM_SAMPLES.value):
-        start = time.perf_counter()
-        drawn, distances = _sample(model, sketch, label, guided, batch)
-        seconds = (time.perf_counter() - start) / len(batch)
-        pictures.extend(drawn)
-        for index, distance in zip(batch, distances, strict=True):
-            lines.append(
-                {
-                    "file": f"sample_{index:03d}.png",
-                    "index": index,
-                    "structure_distance": round(float(distance), 6),
-                    "seconds_per_sample": round(seconds, 3),
-                    "sketch": str(sketch_path),
-                    "label": label,
-                    "class_name": model.config.class_names[label],
-                    "fit": _FIT.value,
-                    **guided.record,
-                }
-            )
-
-    # An earlier run's pictures would pass for this one's.
-    for path in output_dir.glob("sample_*.png"):
-        path.unlink()
-    for line, picture in zip(lines, pictures, strict=True):
-        save_png(output_dir / line["file"], picture)
-    scale = max(1, 192 // model.config.tokenizer.image_size)
-    save_png(output_dir / "grid.png", make_grid([sketch, *pictures], scale=scale))
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (output_dir / "results.jsonl").write_text(text, encoding="utf-8")
+    batches = guidance_flags.batches(_NUM_SAMPLES.value)
+    with tqdm(total=len(batches) * guided.num_steps, desc="compiling", unit="step") as bar:
+        for batch in batches:
+            start = time.perf_counter()
+            drawn, distances = _sample(model, tokens, guided, batch, bar)
+            seconds = (time.perf_counter() - start) / len(batch)
+            pictures.extend(drawn)
+            for index, distance in zip(batch, distances, strict=True):
+                lines.append(
+                    {
+                        "file": f"sample_{index:03d}.png",
+                        "index": index,
+                        "structure_distance": round(float(distance), 6),
+                        "seconds_per_sample": round(seconds, 3),
+                        "includes_compilation": batch is batches[0],
+                        "sketch": str(sketch_path),
+                        "label": label,
+                        "class_name": config.class_names[label],
+                        "fit": _FIT.value,
+                        **guided.record,
+                    }
+                )
+    _write(output_dir, sketch, pictures, lines)
     mean = np.mean([line["structure_distance"] for line in lines])
     print(f"{len(lines)} pictures in {output_dir}, mean structure distance {mean:.4f}")
     print(f"look at {output_dir / 'grid.png'}")
 
 
-def _sample(model: Model, sketch, label: int, guided, batch: range):
-    """Pictures (uint8) and structure distances of one batch, with progress on stderr."""
-    ids = model.encode(jnp.asarray(to_float(sketch))[None])
-    tokens = with_class_token(model.config, jnp.array([label]), ids)
-    with tqdm(total=guided.num_steps, desc="compiling", unit="step") as bar:
+def _sample(
+    model: Model,
+    tokens: Int[Array, "1 S"],
+    guided: guidance_flags.GuidanceFlags,
+    batch: range,
+    bar: tqdm,
+) -> tuple[list[UInt8[np.ndarray, "H W 3"]], Float[np.ndarray, "b"]]:
+    """Pictures and structure distances of one batch; moves the bar with each step."""
+    first = bar.n
 
-        def progress(done: int) -> None:
-            if done:
-                bar.set_description(f"samples {batch.start}-{batch.stop - 1}", refresh=False)
-            bar.update(done - bar.n)
+    def progress(done: int) -> None:
+        if done:
+            bar.set_description("sampling", refresh=False)
+        bar.update(first + done - bar.n)
 
-        samples = masksketch.sample(
-            model,
-            jnp.tile(tokens, (len(batch), 1)),
-            guided.settings,
-            num_steps=guided.num_steps,
-            seed=guided.record["seed"],
-            indices=jnp.arange(batch.start, batch.stop),
-            divergence=guided.divergence,
-            progress=progress,
-        )
-    pictures = to_uint8(np.asarray(model.decode(samples.ids)))
-    return list(pictures), np.asarray(samples.structure_distance)
+    samples = masksketch.sample(
+        model,
+        jnp.tile(tokens, (len(batch), 1)),
+        guided.settings,
+        num_steps=guided.num_steps,
+        seed=guided.record["seed"],
+        indices=jnp.arange(batch.start, batch.stop),
+        divergence=guided.divergence,
+        progress=progress,
+    )
+    # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
+    pictures = [to_uint8(np.asarray(model.decode(ids[None])[0])) for ids in samples.ids]
+    return pictures, np.asarray(samples.structure_distance)
+
+
+def _names() -> list[str]:
+    """Names of the files that a run writes."""
+    return [*(f"sample_{i:03d}.png" for i in range(_NUM_SAMPLES.value)), *_SUMMARY]
+
+
+def _write(output_dir: Path, sketch, pictures: list, lines: list[dict]) -> None:
+    """Puts a run's files in place of an earlier run's, once all of them are written."""
+    scale = max(1, 192 // len(sketch))
+    try:
+        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".") as temporary:
+            folder = Path(temporary)
+            for line, picture in zip(lines, pictures, strict=True):
+                save_png(folder / line["file"], picture)
+            save_png(folder / "grid.png", make_grid([sketch, *pictures], scale=scale))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / "results.jsonl").write_text(text, encoding="utf-8")
+            # A longer earlier run's pictures would pass for this one's.
+            for path in output_dir.iterdir():
+                if re.fullmatch(r"sample_\d{3,}\.png", path.name):
+                    path.unlink()
+            for path in folder.iterdir():
+                path.replace(output_dir / path.name)
+    except OSError as error:
+        raise InputError(
+            f"--output_dir={output_dir}: cannot write there ({error.strerror or error}); "
+            "choose another folder"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ _NUM_HELD_OUT = flags.DEFINE_integer("num_held_out", 500, "Pictures to test on."
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 1_500, "Updates.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures per update.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, batches and augmentation.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, batches and augmentation.", lower_bound=0)
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
 
 HELD_OUT_SEED = 2

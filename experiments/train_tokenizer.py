@@ -31,8 +31,8 @@ _NUM_WARMUP_STEPS = flags.DEFINE_integer(
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates with the quantizer.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Pictures per update.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1.5e-3, "Peak, before there is a quantizer.")
-_ENTROPY_WEIGHT = flags.DEFINE_float("entropy_weight", 0.02, "The paper has 0.1.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
+_ENTROPY_WEIGHT = flags.DEFINE_float("entropy_weight", 0.02, "Published: 0.1, for large batches.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights and batches.", lower_bound=0)
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
 
 _CODEBOOK_IMAGES = 400

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from experiments import cli, training_loop
 from maskgit_jax import checkpoint, model, training
 from maskgit_jax.config import read_config
+from maskgit_jax.images import to_float
 from maskgit_jax.transformer import Transformer
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", "runs/demo", "Folder of the model.")
@@ -26,7 +27,7 @@ _NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures per update.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 _LABEL_SMOOTHING = flags.DEFINE_float("label_smoothing", 0.1, "Share spread over all codes.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, batches and masks.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and masks.", lower_bound=0)
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
 
 _ENCODE_BATCH = 100
@@ -41,7 +42,7 @@ def main() -> None:
     encode = jax.jit(functools.partial(tokenizer.apply, method="encode"))
     ids = np.concatenate(
         [
-            encode({"params": tokenizer_params}, jnp.float32(images[i : i + _ENCODE_BATCH]) / 255)
+            encode({"params": tokenizer_params}, to_float(images[i : i + _ENCODE_BATCH]))
             for i in tqdm(range(0, len(images), _ENCODE_BATCH), desc="encoding", mininterval=1)
         ]
     ).reshape(len(images), -1)

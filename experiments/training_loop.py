@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from tqdm import tqdm
 
 from maskgit_jax import training, world
+from maskgit_jax.errors import InputError
 
 TRAIN_SEED = 0
 """Pictures of this seed are trained on; every other seed is held out."""
@@ -80,9 +81,17 @@ def fit(
                 count = done - max(first, (done - 1) // 100 * 100)
                 means = " ".join(f"{name} {total / count:.4f}" for name, total in sums.items())
                 tqdm.write(f"step {done}: {means}")
+                if not np.all(np.isfinite(list(sums.values()))):
+                    raise InputError(
+                        f"the loss is no number near step {done}: start again in another folder "
+                        "with a lower --learning_rate; earlier weights are kept"
+                    )
                 sums = {}
             if done % save_every == 0 or done == num_steps:
                 manager.save(done, args=ocp.args.StandardSave(state))
                 if export is not None:
                     export(jax.device_get(state.params))
+        if export is not None:
+            # A run killed between its last save and its export is whole after the next start.
+            export(jax.device_get(state.params))
     return state

@@ -10,6 +10,8 @@ from typing import Any
 from maskgit_jax.errors import InputError
 from maskgit_jax.labels import imagenet_class_names
 
+_LARGEST = 2**20  # no size of a model is near it, and products of sizes stay computable
+
 IMAGENET = "imagenet"
 """In place of a list of class names: the 1000 names that come with the package."""
 
@@ -90,6 +92,12 @@ class TokenizerConfig:
                 f"tokenizer.activation {self.activation!r} and norm {self.norm!r}: "
                 "only 'swish' and 'group_norm' are known"
             )
+        for multiplier in self.channel_multipliers:
+            if self.filters * multiplier % self.norm_groups:
+                raise InputError(
+                    f"tokenizer.norm_groups {self.norm_groups} does not divide "
+                    f"{self.filters * multiplier} channels"
+                )
         factor = 2 ** (len(self.channel_multipliers) - 1)
         if self.image_size != self.latent_size * factor:
             raise InputError(
@@ -137,7 +145,7 @@ def read_config(path: Path) -> ModelConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; a model folder needs a config.json") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     try:
         if not isinstance(data, dict):
@@ -175,14 +183,14 @@ def _parse(cls: type, data: Any, name: str):
             raise InputError(f"unknown entry {name}.{key}")
         kind = fields[key].type
         if kind is int:
-            fits = type(value) is int and (value > 0 or key == "mask_token_id")
+            fits = type(value) is int and (0 < value < _LARGEST or key == "mask_token_id")
         elif kind is float:
             fits = type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1
         elif kind is str:
             fits = isinstance(value, str)
         else:
-            fits = isinstance(value, list) and all(type(v) is int and v > 0 for v in value)
-            fits = fits and bool(value)
+            fits = isinstance(value, list) and len(value) > 0
+            fits = fits and all(type(v) is int and 0 < v < _LARGEST for v in value)
         if not fits:
             raise InputError(f"{name}.{key} is {value!r}, which is no {kind}")
     for key, field in fields.items():

@@ -69,6 +69,29 @@ def builtin_folder(name: str) -> Path:
     return Path(__file__).parent / "models" / name
 
 
+def model_config(name: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration of a model, named as for `load_model`; fetches nothing.
+
+    Raises:
+      InputError: no such model, or a faulty config.json.
+    """
+    if name in download.MODELS:
+        return read_config(Path(__file__).parent / "data" / f"{name}.json")
+    if name in _BUILTIN:
+        return read_config(builtin_folder(str(name)) / "config.json")
+    try:
+        found = Path(name).is_dir()
+    except OSError:
+        found = False
+    if not found:
+        known = ", ".join((*_BUILTIN, *download.MODELS))
+        raise InputError(
+            f"no model {str(name)!r}: expected {known}, or a folder with config.json, "
+            "maskgit_checkpoint and tokenizer_checkpoint"
+        )
+    return read_config(Path(name) / "config.json")
+
+
 def load_model(name: str | os.PathLike[str]) -> Model:
     """Loads a model from a folder, or by name.
 
@@ -81,19 +104,11 @@ def load_model(name: str | os.PathLike[str]) -> Model:
       InputError: no such model, a file is missing or damaged, or the parameters are not those
         of the configuration.
     """
-    if name in _BUILTIN:
-        folder = builtin_folder(str(name))
-    elif name in download.MODELS:
+    config = model_config(name)
+    if name in download.MODELS:
         folder = download.fetch_model(str(name))
     else:
-        folder = Path(name)
-        if not folder.is_dir():
-            known = ", ".join((*_BUILTIN, *download.MODELS))
-            raise InputError(
-                f"no model {str(name)!r}: expected {known}, or a folder with config.json, "
-                "maskgit_checkpoint and tokenizer_checkpoint"
-            )
-    config = read_config(folder / "config.json")
+        folder = builtin_folder(str(name)) if name in _BUILTIN else Path(name)
     tokenizer, tokenizer_params = load_tokenizer(folder, config.tokenizer)
     transformer = Transformer(config.transformer)
     ids = jax.ShapeDtypeStruct((1, config.transformer.sequence_length), jnp.int32)

@@ -84,6 +84,13 @@ def test_confidence_decides_when_temperature_is_zero():
     assert probabilities[hidden].max() <= probabilities[~hidden].min()
 
 
+def test_nothing_changes_where_nothing_is_hidden():
+    tokens = [24, *range(16)]
+    for seed in range(5):
+        for state in run(tokens, 0, 2, 2, seed=seed):
+            np.testing.assert_array_equal(state.ids, tokens)
+
+
 def test_pieces_of_a_run_are_the_run_and_share_its_compilation():
     tokens = jnp.array([24, *[-1] * 16])
     traces = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from maskgit_jax.images import read_image
 
+GOLDEN = Path(__file__).parent / "golden" / "model"
 SKETCH = Path(__file__).parent.parent / "experiments" / "sketches" / "fish.png"
 
 
@@ -25,12 +27,16 @@ def run(*args, cwd) -> subprocess.CompletedProcess:
     )
 
 
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_a_sketch_becomes_pictures(tmp_path):
     flags = f"--sketch={SKETCH}", "--label=fish", "--num_steps=8", "--seed=3"
     result = run(*flags, "--num_samples=3", "--batch_size=2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").open()]
+    lines = read_lines(tmp_path / "out" / "results.jsonl")
     assert [line["index"] for line in lines] == [0, 1, 2]
     assert {line["class_name"] for line in lines} == {"fish"}
     assert all(line["structure_distance"] > 0 for line in lines)
@@ -52,14 +58,27 @@ def test_a_sketch_becomes_pictures(tmp_path):
 def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     """Flags and the words that the error line must have."""
     good = [f"--sketch={SKETCH}", "--label=fish"]
+    shutil.copy(SKETCH, tmp_path / "grid.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty.png").write_text("")
+    png = SKETCH.read_bytes()
+    (tmp_path / "cut.png").write_bytes(png[: len(png) // 2])
+    frames = [Image.new("L", (32, 32), grey) for grey in (0, 128, 255)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    shutil.copytree(GOLDEN, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_checkpoint").unlink()
     return {
         "missing": (["--sketch=nowhere.png", "--label=fish"], "nowhere.png"),
-        "folder": ([f"--sketch={tmp_path}", "--label=fish"], "folder"),
+        "folder": ([f"--sketch={tmp_path}", "--label=fish"], "irectory"),
         "text": ([f"--sketch={tmp_path}/text.png", "--label=fish"], "text.png"),
-        "1x1": ([f"--sketch={tmp_path}/one.png", "--label=fish"], "1×1"),
+        "1x1": ([f"--sketch={tmp_path}/one.png", "--label=fish"], "1x1"),
+        "0x0": ([f"--sketch={tmp_path}/empty.png", "--label=fish"], "empty.png"),
+        "truncated": ([f"--sketch={tmp_path}/cut.png", "--label=fish"], "cut.png"),
+        "frames": ([f"--sketch={tmp_path}/moving.gif", "--label=fish"], "3 frames"),
+        "huge": ([f"--sketch={tmp_path}/huge.png", "--label=fish"], "megapixels"),
         "no label": ([f"--sketch={SKETCH}"], "--label"),
         "label": ([f"--sketch={SKETCH}", "--label=fsh"], "'fish'"),
         "number": ([f"--sketch={SKETCH}", "--label=10"], "0 to 9"),
@@ -74,6 +93,12 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "batch": ([*good, "--batch_size=0"], "--batch_size=0"),
         "seed": ([*good, "--seed=-1"], "--seed=-1"),
         "divergence": ([*good, "--divergence=kl"], "jeffreys"),
+        "many steps": ([*good, "--num_steps=99999999999"], "--num_steps"),
+        "one file": ([good[0], "--label=1", f"--model={tmp_path}/model"], "tokenizer_checkpoint"),
+        "onto itself": (
+            [*good, f"--sketch={tmp_path}/grid.png", f"--output_dir={tmp_path}"],
+            "grid",
+        ),
         "model": ([*good, f"--model={tmp_path}"], "config.json"),
         "no model": ([*good, "--model=imagenet"], "imagenet256"),
         "output": ([*good, f"--output_dir={tmp_path}/file/out"], "--output_dir"),
@@ -98,7 +123,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
         "        flag.unparse()\n"
         "    out = io.StringIO()\n"
         "    sys.argv = ['sketch', *args]\n"
-        "    with contextlib.redirect_stderr(out), contextlib.suppress(SystemExit) as _:\n"
+        "    with contextlib.redirect_stderr(out):\n"
         "        try:\n"
         "            cli.run(sketch.main)\n"
         "        except SystemExit as stop:\n"

@@ -155,6 +155,16 @@ def test_start_hides_the_asked_share(rate, count):
     np.testing.assert_array_equal(start[kept], tokens[kept])
 
 
+def test_shares_are_those_of_float64():
+    """What the published code multiplies counts with, for every λ_s of two decimals."""
+    lambdas = np.arange(101) / 100
+    settings = structure.traced(StructureSettings(np.ones((101, 2)), lambda_s=lambdas))
+    counts = np.arange(1, 1025, dtype=np.float32)[:, None]
+    for ours, exact in ((settings.structure_share, lambdas), (settings.realism_share, 1 - lambdas)):
+        ours = jax.jit(lambda share: jnp.floor(counts * share))(ours)
+        np.testing.assert_array_equal(ours, np.floor(counts * np.float32(exact)))
+
+
 def test_layer_weights():
     np.testing.assert_array_equal(structure.layer_weights([1, 3], 6), [0, 1, 0, 1])
     np.testing.assert_array_equal(structure.layer_weights(None, 3), [1, 1, 1])
@@ -180,6 +190,9 @@ def test_layer_weights():
         ("min_mask_rate", 0.99),
         ("structure_temperature", float("nan")),
         ("lambda_s", np.array([0.5, 1.5])),
+        ("guidance_scale", 1e39),
+        ("layer_weights", np.zeros(3)),
+        ("layer_weights", np.array([1.0, -1.0])),
     ],
 )
 def test_bad_settings_are_named(name, value):

@@ -1,5 +1,6 @@
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
             *(
                 "--num_images=64",
                 "--num_warmup_steps=6",
-                "--num_steps=16",
+                "--num_steps=60",
                 "--batch_size=4",
                 "--save_every=4",
             ),
@@ -105,9 +106,11 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     run(command(whole))
     with subprocess.Popen(command(killed), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 300
-        while not (killed / "tokenizer_checkpoint").exists() and time.monotonic() < deadline:
+        while not (killed / "tokenizer_training" / "8").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
+        assert process.poll() is None, "the run ended before it was killed"
         os.kill(process.pid, signal.SIGKILL)
-    assert "resumed at step" in run(command(killed)).stdout
+    resumed = re.findall(r"resumed at step (\d+)", run(command(killed)).stdout)
+    assert len(resumed) == 2 and int(resumed[0]) == 6 and 8 <= int(resumed[1]) < 60
     a, b = (checkpoint.read_checkpoint(f / "tokenizer_checkpoint") for f in (whole, killed))
     jax.tree.map(np.testing.assert_array_equal, a, b)
