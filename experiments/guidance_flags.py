@@ -28,7 +28,7 @@ RELEASED = {
 """The settings released with MaskSketch, for the 24-layer ImageNet models."""
 
 DEMO = RELEASED | {
-    "num_steps": 64,
+    "num_steps": 32,
     "layers": "all",
     "guidance_scale": 1.0,
     "min_mask_rate": 0.05,

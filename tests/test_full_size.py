@@ -66,6 +66,6 @@ def test_two_guided_steps_of_the_256_model(tmp_path, capsys):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             f"\nfull size, 256 px: load {clock[1] - clock[0]:.1f} s, first step with compilation "
-            f"{times[1] - times[0]:.1f} s, next step {times[2] - times[1]:.1f} s with the closing "
-            f"distance, peak memory {peak:.1f} GiB"
+            f"{times[1] - times[0]:.1f} s, next step {times[2] - times[1]:.1f} s, "
+            f"peak memory of the process {peak:.1f} GiB"
         )
