@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from maskgit_jax import decoding
+from maskgit_jax import decoding, schedules
+from maskgit_jax.errors import InputError
 from maskgit_jax.model import Model
 
 
@@ -53,7 +54,13 @@ def sample(
       first_step: where in the schedule to start, 0 .. T - 1; above 0 when ids are given.
       temperature: of the choice which ids to keep.
       schedule: one of `schedules.SCHEDULE_NAMES`.
+
+    Raises:
+      InputError: unknown schedule, or no step to run.
     """
+    schedules.check_schedule(schedule)
+    if not 0 <= first_step < num_steps:
+        raise InputError(f"first_step is {first_step} of {num_steps}: expected 0 to num_steps - 1")
     batch = len(tokens)
     keys = jax.vmap(functools.partial(decoding.sample_key, seed))(indices)
     tokens, keys = spread_over_devices((tokens, keys))

@@ -13,6 +13,7 @@ import pytest
 
 from guidance import masksketch
 from guidance.structure import StructureSettings, layer_weights, traced
+from maskgit_jax.errors import InputError
 from maskgit_jax.model import with_class_token
 
 NUM_STEPS = 6
@@ -92,6 +93,21 @@ def test_the_sketch_itself_has_distance_zero(tiny):
     guide, state = masksketch.start(*modules, tokens, settings, jax.random.key(0))
     np.testing.assert_allclose(masksketch.distance(*modules, guide, tokens), 0, atol=1e-6)
     assert int(guide.num_hidden) == int(jnp.sum(state.ids == -1)) == 16
+
+
+def test_bad_arguments_are_named(tiny):
+    settings = StructureSettings(layer_weights=layer_weights(None, 3))
+    arguments = {"num_steps": 4, "seed": 0, "indices": jnp.arange(1)}
+    for words, changes, knobs in (
+        ("num_steps is 0", {"num_steps": 0}, {}),
+        ("unknown divergence 'kl'", {"divergence": "kl"}, {}),
+        ("4 layer weights: the model has 3 layers", {}, {"layer_weights": np.ones(4)}),
+        ("lambda_s is 2", {}, {"lambda_s": 2.0}),
+    ):
+        with pytest.raises(InputError, match=words):
+            masksketch.sample(
+                tiny, sketches(tiny, 1), settings._replace(**knobs), **arguments | changes
+            )
 
 
 def test_progress_counts_the_steps(tiny):

@@ -1,7 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from maskgit_jax import sampling
+from maskgit_jax.errors import InputError
 from maskgit_jax.model import with_class_token
 
 
@@ -25,6 +27,16 @@ def test_editing_keeps_the_given_ids(tiny):
     tokens = blank(tiny, 8).at[:, 4:12].set(jnp.arange(8))
     ids = draw(tiny, tokens, range(8), first_step=2)
     np.testing.assert_array_equal(ids[:, 3:11], np.tile(np.arange(8), (8, 1)))
+
+
+def test_bad_arguments_are_named(tiny):
+    for words, arguments in {
+        "first_step is 6 of 6": {"first_step": 6},
+        "first_step is 0 of 0": {"num_steps": 0},
+        "unknown schedule 'sine'": {"schedule": "sine"},
+    }.items():
+        with pytest.raises(InputError, match=words):
+            draw(tiny, blank(tiny, 1), [0], **arguments)
 
 
 def test_steps_temperature_and_start_compile_once(tiny):

@@ -143,6 +143,14 @@ def test_temperatures_have_noise_of_their_own(remask_once):
     assert all(tuple(remask_once(lambda_s=0.5, key=k)[0]) == tuple(plain) for k in range(3))
 
 
+def test_the_two_masks_do_not_share_their_noise(remask_once):
+    """Of 16, 4 by each, all noise: 7 expected together, 4 if both came from the same draw."""
+    knobs = {"lambda_s": 0.5, "max_mask_rate": 0.5, "min_mask_rate": 0.5}
+    noise = {"structure_temperature": 1e4, "confidence_temperature": 1e4}
+    sizes = [remask_once(key=k, **knobs, **noise)[0].sum() for k in range(20)]
+    assert 6 < np.mean(sizes) < 8
+
+
 @pytest.mark.parametrize(
     ("rate", "count"), [(1.0, 16), (0.95, 16), (0.5, 8), (0.75, 12), (0.01, 1)]
 )
