@@ -27,7 +27,7 @@ from maskgit_jax.model import Model, load_model, model_config, with_class_token
 
 _SAMPLE_SKETCH = Path(__file__).parent / "sketches" / "house.png"
 _SAMPLE_LABEL = "house"
-_SUMMARY = ("grid.png", "results.jsonl")
+_RESULTS = re.compile(r"sample_\d{3,}\.png|grid\.png|results\.jsonl")
 _MOST_SAMPLES = 10_000
 
 # --help lists them too.
@@ -56,7 +56,8 @@ def main() -> None:
     guided = guidance_flags.read(config.transformer.num_layers)
     model = load_model(flags.FLAGS.model)
     output_dir = cli.output_folder(_OUTPUT_DIR)
-    if Path(sketch_path).resolve() in (output_dir.resolve() / name for name in _names()):
+    path = Path(sketch_path).resolve()
+    if path.parent == output_dir.resolve() and _RESULTS.fullmatch(path.name):
         raise InputError(f"--sketch={sketch_path} would be overwritten: give another --output_dir")
 
     sketch = fit_image(image, config.tokenizer.image_size, mode=_FIT.value)
@@ -121,12 +122,9 @@ def _sample(
     return pictures, np.asarray(samples.structure_distance)
 
 
-def _names() -> list[str]:
-    """Names of the files that a run writes."""
-    return [*(f"sample_{i:03d}.png" for i in range(_NUM_SAMPLES.value)), *_SUMMARY]
-
-
-def _write(output_dir: Path, sketch, pictures: list, lines: list[dict]) -> None:
+def _write(
+    output_dir: Path, sketch: UInt8[np.ndarray, "H W 3"], pictures: list, lines: list
+) -> None:
     """Puts a run's files in place of an earlier run's, once all of them are written."""
     scale = max(1, 192 // len(sketch))
     try:
@@ -139,7 +137,7 @@ def _write(output_dir: Path, sketch, pictures: list, lines: list[dict]) -> None:
             (folder / "results.jsonl").write_text(text, encoding="utf-8")
             # A longer earlier run's pictures would pass for this one's.
             for path in output_dir.iterdir():
-                if re.fullmatch(r"sample_\d{3,}\.png", path.name):
+                if _RESULTS.fullmatch(path.name):
                     path.unlink()
             for path in folder.iterdir():
                 path.replace(output_dir / path.name)

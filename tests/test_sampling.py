@@ -16,6 +16,7 @@ def draw(model, tokens, indices, **kwargs):
     return np.asarray(sampling.sample(model, tokens, **defaults | kwargs))
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_its_seed_and_index_alone(tiny):
     tokens = blank(tiny, 8)
     eight = draw(tiny, tokens, range(8))

@@ -70,6 +70,7 @@ def test_entropy_term_prefers_sure_latents_and_all_codes(tiny):
     assert 1 <= metrics["codes_used"] <= 24
 
 
+@pytest.mark.slow
 def test_updates_learn(tiny):
     ids = jnp.tile(jnp.arange(16)[None], (8, 1))
     labels = jnp.zeros(8, jnp.int32)
