@@ -25,7 +25,10 @@ RELEASED = {
     "confidence_temperature": 0.0,
     "divergence": "jeffreys",
 }
-"""The settings released with MaskSketch, for the 24-layer ImageNet models."""
+"""The settings released with MaskSketch, for the 24-layer ImageNet models.
+
+Except the divergence: Jeffreys is the paper's, the released code has the cross-entropy form.
+"""
 
 DEMO = RELEASED | {
     "num_steps": 32,
