@@ -1,72 +1,120 @@
-"""Measures whether guided pictures follow their sketches.
+"""Measures whether guided pictures follow their sketches and look like photos.
 
     python -m experiments.evaluate --model=demo --num_sketches=100 --output_dir=runs/evaluation
 
 Takes held-out scenes of the demo world, decodes from each one's sketch and label, and asks the
-judge (`experiments/judge.py`) where the object is and what it is. Prints one table: guided
-pictures between what could be reached at best and what comes about without guidance. With
---output_dir also writes `evaluation.json` and `grid.png` (rows: sketch, guided, unguided, photo).
+judge (`experiments/judge.py`) where the object and its parts are and what it is. Prints one table
+in Markdown: figures ± standard errors. With --output_dir also writes `evaluation.json` and
+`grid.png` (rows: what guided, guided, unguided, photo).
 
-Columns, means over the scenes ± their standard errors: overlap of the object with the scene's
-(IoU), share of pictures of the right class, structure distance to the sketch, share of white
-backgrounds, share of the ids inside the object that are the sketch's own.
+Columns. Like the sketch: overlap of the object with the scene's (IoU) and of its parts (part mIoU),
+agreement of edges with the drawing's lines (F-score within 1/24 of the side, mean distance in
+sides), share of pictures of the right class, structure distance. Like a photo: Fréchet distance,
+precision and recall of the judge's features against photos of other scenes. Like a copy of the
+sketch: share of white backgrounds, share of the ids inside the object that are the sketch's own.
 
-Rows: the scenes' photos and their tokenizer round trips are ceilings. The sketches themselves,
-handed back as answers, show what the first two columns alone would miss. "unguided" is plain
-MaskGIT sampling of the same classes, "lambda_s = 0" the guided decoder without structure. "guided,
-other sketches" holds the guided pictures against another scene: what chance gives.
+Rows. Ceilings: the scenes' photos and their tokenizer round trips. Floors: "unguided" is plain
+MaskGIT sampling of the same classes, "lambda_s = 0" the guided decoder without structure, "guided,
+other sketches" the guided pictures held against another scene; the sketches themselves, handed back
+as answers, show what the columns of likeness alone would miss.
+
+--condition takes another drawing of the scene than its outline sketch. --lambda_s_curve adds a row
+for each given λ_s and draws `tradeoff.png`.
+
+--drawings=FOLDER decodes from drawings by people instead: files named CLASS_ANYTHING.png, or in a
+sub-folder for each class. Nobody knows the picture behind them, so two figures are left: class
+accuracy, and the share of samples that are nearer in structure to their own drawing than to another
+of the folder, of the same class or of any other.
 """
 
 import functools
 import json
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, guidance_flags
+from experiments import cli, guidance_flags, tradeoff
+from experiments.generation import (
+    UNGUIDED_TEMPERATURE,
+    Pictures,
+    decode,
+    encode,
+    sample_guided,
+    sample_unguided,
+    structure_distances,
+)
 from experiments.guidance_flags import GuidanceFlags
-from experiments.judge import (
-    load_judge,
+from experiments.image_sets import picture_files
+from experiments.judge import load_judge, predict
+from experiments.metrics import (
+    Figures,
+    edge_alignment,
+    find_edges,
+    frechet_distance,
     mean_and_error,
-    predict,
+    other_drawings,
+    part_miou,
+    psnr,
     shared_token_share,
     silhouette_iou,
+    ssim,
     white_background,
+    within_manifold,
 )
-from guidance import masksketch
-from guidance.structure import StructureSettings, structure_distance
-from maskgit_jax import download, sampling, world
-from maskgit_jax.decoding import MASK_ID
+from maskgit_jax import download, world
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, save_png, to_float, to_uint8
-from maskgit_jax.model import Model, load_model, with_class_token
+from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float
+from maskgit_jax.labels import find_label
+from maskgit_jax.model import Model, load_model
 
 EVAL_SEED = 1
 """The world's seed of the sketches; the models and the judge were trained on seed 0."""
+REFERENCE_SEED = 5
+"""That of the photos which the Fréchet distance, precision and recall compare with."""
 
 # --help lists them too.
 flags.adopt_module_key_flags(guidance_flags)
 
 _NUM_SKETCHES = flags.DEFINE_integer("num_sketches", 100, "Held-out scenes to decode.")
-_UNGUIDED_STEPS = flags.DEFINE_integer("unguided_steps", 12, "Steps of plain MaskGIT sampling.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for evaluation.json and grid.png.")
+_NUM_REFERENCE = flags.DEFINE_integer("num_reference", 2000, "Photos to compare features with.")
+_CONDITION = flags.DEFINE_enum(
+    "condition", "sketch", ["sketch", "scribble", "edges"], "The drawing of a scene that guides."
+)
+_CURVE = flags.DEFINE_list("lambda_s_curve", [], "More rows, one for each λ_s: 0,0.5,1.")
+_DRAWINGS = flags.DEFINE_string(
+    "drawings", None, "Folder of people's drawings, in place of scenes."
+)
+_UNGUIDED_STEPS = flags.DEFINE_integer("unguided_steps", 24, "Steps of plain MaskGIT sampling.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the results.")
 
-_UNGUIDED_TEMPERATURE = 4.5
+_GUIDED_PER_DRAWING = 2
+_FEWEST = 5  # the third neighbour needs four, the jackknife one more
 _GRID_COLUMNS = 12
+_INK_BELOW = 128
 
 # Title in the table and digits after the point.
 _COLUMNS = {
-    "silhouette_iou": ("silhouette IoU", 3),
-    "class_accuracy": ("class accuracy", 3),
-    "structure_distance": ("structure dist.", 4),
+    "silhouette_iou": ("IoU", 3),
+    "part_miou": ("part mIoU", 3),
+    "edge_f_score": ("edge F", 3),
+    "edge_distance": ("edge dist.", 3),
+    "class_accuracy": ("class", 3),
+    "structure_distance": ("structure", 3),
+    "frechet_distance": ("Fréchet", 2),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
     "white_background": ("white", 3),
-    "sketch_tokens": ("sketch tokens", 3),
+    "sketch_tokens": ("sketch ids", 3),
+}
+_DRAWING_COLUMNS = {
+    "class_accuracy": ("class", 3),
+    "structure_distance": ("structure", 3),
+    "nearer_than_same_class": ("nearer than same class", 3),
+    "nearer_than_other_class": ("nearer than other class", 3),
 }
 
 
@@ -75,81 +123,195 @@ class Scenes(NamedTuple):
 
     Attributes:
       photos: the scenes as they look.
-      sketches: their outline drawings.
-      masks: where the objects are.
+      drawings: what guides.
+      parts: the part at each pixel, 0 where the object is not.
       labels: classes.
-      sketch_ids: the sketches' image ids.
+      drawing_ids: the drawings' image ids.
     """
 
     photos: UInt8[np.ndarray, "n H W 3"]
-    sketches: UInt8[np.ndarray, "n H W 3"]
-    masks: Bool[np.ndarray, "n H W"]
+    drawings: UInt8[np.ndarray, "n H W 3"]
+    parts: Int[np.ndarray, "n H W"]
     labels: Int[np.ndarray, "n"]
-    sketch_ids: Int[np.ndarray, "n N"]
-
-
-class Pictures(NamedTuple):
-    """What is measured: pictures and, where they came from ids, those."""
-
-    images: UInt8[np.ndarray, "n H W 3"]
-    ids: Int[np.ndarray, "n N"] | None = None
-
-
-Scores = dict[str, Shaped[np.ndarray, "n"] | None]
-"""Each picture's figures by column; None where there is none."""
+    drawing_ids: Int[np.ndarray, "n N"]
 
 
 def main() -> None:
     """Evaluates as the flags say."""
-    for flag in (_NUM_SKETCHES, _UNGUIDED_STEPS):
-        if flag.value < 1:
-            raise InputError(f"--{flag.name}={flag.value}: expected 1 or more")
+    for flag, least in ((_NUM_SKETCHES, _FEWEST), (_NUM_REFERENCE, _FEWEST), (_UNGUIDED_STEPS, 1)):
+        if flag.value < least:
+            raise InputError(f"--{flag.name}={flag.value}: expected {least} or more")
+    curve = read_curve()
+    if curve and _OUTPUT_DIR.value is not None:
+        tradeoff.check_matplotlib()  # before hours of sampling
+    if _DRAWINGS.value is not None and (curve or _CONDITION.value != "sketch"):
+        raise InputError("--drawings takes no --lambda_s_curve and no --condition")
     model = load_demo_world_model(flags.FLAGS.model)
     guided_flags = guidance_flags.read(model.config.transformer.num_layers)
     folder = None if _OUTPUT_DIR.value is None else cli.output_folder(_OUTPUT_DIR)
+    if _DRAWINGS.value is not None:
+        evaluate_drawings(model, guided_flags, Path(_DRAWINGS.value), folder)
+    else:
+        evaluate_scenes(model, guided_flags, curve, folder)
 
-    scenes = draw_scenes(model, _NUM_SKETCHES.value)
-    unguided = sample_unguided(model, scenes, guided_flags.record["seed"])
-    no_structure = guided_flags.settings._replace(lambda_s=0.0)
-    realistic = sample_guided(model, scenes, guided_flags, no_structure, "lambda_s = 0")
-    guided = sample_guided(model, scenes, guided_flags, guided_flags.settings, "guided")
-    photo_ids = encode(model, scenes.photos)
+
+def read_curve() -> list[float]:
+    """The values of --lambda_s_curve, ascending."""
+    try:
+        values = sorted({float(text) for text in _CURVE.value})
+    except ValueError:
+        values = [-1.0]
+    if values and not 0 <= values[0] <= values[-1] <= 1:
+        text = ",".join(_CURVE.value)
+        raise InputError(f"--lambda_s_curve={text}: expected numbers from 0 to 1, such as 0,0.5,1")
+    return values
+
+
+def evaluate_scenes(
+    model: Model, guided_flags: GuidanceFlags, curve: list[float], folder: Path | None
+) -> None:
+    """Prints the table of held-out scenes; with a folder, also writes it."""
+    lambda_s = float(guided_flags.settings.lambda_s)
+    scenes = draw_scenes(model, _NUM_SKETCHES.value, _CONDITION.value)
+    judge = load_judge()
+    reference = reference_features(model, judge, _NUM_REFERENCE.value)
+
+    unguided = sample_unguided(
+        model, scenes.labels, num_steps=_UNGUIDED_STEPS.value, seed=guided_flags.record["seed"]
+    )
+    # Settings are traced: all λ_s share one compilation.
+    by_lambda = {
+        value: sample_guided(model, scenes.labels, scenes.drawing_ids, guided_flags, lambda_s=value)
+        for value in sorted({0.0, lambda_s, *curve})
+    }
+    guided = by_lambda[lambda_s]
+    round_trip = decode(model, encode(model, scenes.photos))
     # Scenes are independent draws, so the neighbour's is as good as any other.
     neighbours = Scenes(*(np.roll(field, 1, axis=0) for field in scenes))
 
-    judge = load_judge()
-    measure = functools.partial(score, model, judge, guided_flags)
+    measure = functools.partial(measure_pictures, model, judge, reference, guided_flags)
     rows = {
         "real photos": measure(Pictures(scenes.photos), scenes),
-        "tokenizer round trip": measure(decode(model, photo_ids), scenes),
-        "sketches as answers": measure(Pictures(scenes.sketches, scenes.sketch_ids), scenes),
+        "tokenizer round trip": measure(round_trip, scenes),
+        "sketches as answers": measure(Pictures(scenes.drawings, scenes.drawing_ids), scenes),
         "unguided": measure(unguided, scenes),
-        "lambda_s = 0": measure(realistic, scenes),
+        "guided, other sketches": measure(guided, neighbours),
+        "lambda_s = 0": measure(by_lambda[0.0], scenes),
         "guided": measure(guided, scenes),
     }
-    if len(scenes.labels) > 1:
-        rows["guided, other sketches"] = measure(guided, neighbours)
+    names = {0.0: "lambda_s = 0", lambda_s: "guided"}
+    for value in curve:
+        if value not in names:
+            names[value] = f"guided, lambda_s = {value:g}"
+            rows[names[value]] = measure(by_lambda[value], scenes)
+    fidelity = {
+        name: mean_and_error(function(to_float(round_trip.images), to_float(scenes.photos)))
+        for name, function in (("psnr", psnr), ("ssim", ssim))
+    }
 
-    print(format_table(rows))
-    if folder is not None:
-        record = guided_flags.record | {
-            "num_sketches": _NUM_SKETCHES.value,
-            "unguided_steps": _UNGUIDED_STEPS.value,
-            "unguided_temperature": _UNGUIDED_TEMPERATURE,
-            "eval_seed": EVAL_SEED,
-        }
-        text = json.dumps({"settings": record, "rows": summary(rows)}, indent=1)
-        cli.write_text(folder / "evaluation.json", text + "\n")
-        grid = (scenes.sketches, guided.images, unguided.images, scenes.photos)
-        save_png(
-            folder / "grid.png",
-            make_grid(
-                [image for images in grid for image in images[:_GRID_COLUMNS]],
-                columns=min(_GRID_COLUMNS, len(scenes.labels)),
-                scale=max(1, 96 // model.config.tokenizer.image_size),
+    print(format_table(rows, _COLUMNS))
+    print(
+        f"n = {len(scenes.labels)} scenes, {len(reference)} reference photos; the Fréchet distance "
+        "falls and precision and recall change as they grow. IoU, mIoU and edges count together "
+        "with the others alone: a copied sketch scores high."
+    )
+    print(
+        f"tokenizer: PSNR {_cell(fidelity['psnr'], 2)} dB, SSIM {_cell(fidelity['ssim'], 3)}; "
+        f"guided: lambda_s = {lambda_s:g}, {guided_flags.num_steps} steps, {_CONDITION.value}"
+    )
+    if folder is None:
+        return
+    record = guided_flags.record | {
+        "num_sketches": _NUM_SKETCHES.value,
+        "num_reference": _NUM_REFERENCE.value,
+        "condition": _CONDITION.value,
+        "unguided_steps": _UNGUIDED_STEPS.value,
+        "unguided_temperature": UNGUIDED_TEMPERATURE,
+        "eval_seed": EVAL_SEED,
+        "reference_seed": REFERENCE_SEED,
+    }
+    write_results(
+        folder,
+        {"settings": record, "rows": summary(rows), "tokenizer": _entries(fidelity)},
+        [scenes.drawings, guided.images, unguided.images, scenes.photos],
+    )
+    if curve:
+        points = {value: rows[names[value]] for value in curve}
+        save_png(folder / "tradeoff.png", tradeoff.plot(points, rows))
+        print(f"look at {folder / 'tradeoff.png'}")
+
+
+def evaluate_drawings(
+    model: Model, guided_flags: GuidanceFlags, drawings: Path, folder: Path | None
+) -> None:
+    """Prints the table of people's drawings; with a folder, also writes it."""
+    images, labels = read_drawings(drawings, model)
+    ids = encode(model, images)
+    judge = load_judge()
+    count = len(labels)
+    unguided = sample_unguided(
+        model, labels, num_steps=_UNGUIDED_STEPS.value, seed=guided_flags.record["seed"]
+    )
+    guided = sample_guided(
+        model,
+        np.tile(labels, _GUIDED_PER_DRAWING),
+        np.tile(ids, (_GUIDED_PER_DRAWING, 1)),
+        guided_flags,
+        lambda_s=float(guided_flags.settings.lambda_s),
+    )
+
+    def measure(pictures: Pictures) -> Figures:
+        repeats = len(pictures.images) // count
+
+        def over_drawings(values) -> tuple[float, float]:
+            """Samples of one drawing are no independent draws: their mean counts."""
+            return mean_and_error(np.reshape(values, (repeats, count)).mean(axis=0))
+
+        def distance_to(ids):
+            return structure_distances(
+                model,
+                guided_flags,
+                np.tile(labels, repeats),
+                np.tile(ids, (repeats, 1)),
+                pictures.ids,
+            )
+
+        own = distance_to(ids)
+        figures = {
+            "class_accuracy": over_drawings(
+                predict(*judge, to_float(pictures.images)).labels == np.tile(labels, repeats)
             ),
+            "structure_distance": over_drawings(own),
+        }
+        for name, same in (("nearer_than_same_class", True), ("nearer_than_other_class", False)):
+            others = other_drawings(labels, same_class=same)
+            figures[name] = (
+                None if others is None else over_drawings(own < distance_to(ids[others]))
+            )
+        return figures
+
+    rows = {"unguided": measure(unguided), "guided": measure(guided)}
+    print(format_table(rows, _DRAWING_COLUMNS))
+    print(f"n = {count} drawings, {_GUIDED_PER_DRAWING} guided samples of each")
+    if folder is not None:
+        # Evenly spread, so that the grid shows many classes.
+        shown = np.linspace(0, count - 1, min(_GRID_COLUMNS, count)).astype(int)
+        samples = guided.images.reshape(_GUIDED_PER_DRAWING, count, *guided.images.shape[1:])
+        write_results(
+            folder,
+            {"settings": guided_flags.record | {"num_drawings": count}, "rows": summary(rows)},
+            [row[shown] for row in (images, *samples, unguided.images)],
         )
-        print(f"look at {folder / 'grid.png'}")
+
+
+def write_results(folder: Path, record: dict[str, Any], rows: list[np.ndarray]) -> None:
+    """Writes `evaluation.json`, and the beginnings of the rows of pictures as `grid.png`."""
+    cli.write_text(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    columns = min(_GRID_COLUMNS, len(rows[0]))
+    images = [image for row in rows for image in row[:columns]]
+    scale = max(1, 96 // len(images[0]))
+    save_png(folder / "grid.png", make_grid(images, columns=columns, scale=scale))
+    print(f"look at {folder / 'grid.png'}")
 
 
 def load_demo_world_model(name: str) -> Model:
@@ -170,183 +332,122 @@ def load_demo_world_model(name: str) -> Model:
     return model
 
 
-def draw_scenes(model: Model, num_scenes: int) -> Scenes:
+def draw_scenes(model: Model, num_scenes: int, condition: str) -> Scenes:
     """The first held-out scenes, at the size of the model's pictures."""
-    size = model.config.tokenizer.image_size
-    drawn = [
-        world.draw_scene(EVAL_SEED, index, size=size)
-        for index in tqdm(range(num_scenes), desc="drawing scenes", unit="", mininterval=1)
-    ]
-    sketches = np.stack([np.repeat(scene.sketch[..., None], 3, axis=-1) for scene in drawn])
+    drawn = list(_scenes(EVAL_SEED, num_scenes, model))
+    drawings = np.stack([np.repeat(getattr(scene, condition)[..., None], 3, -1) for scene in drawn])
     return Scenes(
         photos=np.stack([scene.image for scene in drawn]),
-        sketches=sketches,
-        masks=np.stack([scene.mask for scene in drawn]),
+        drawings=drawings,
+        parts=np.stack([scene.parts for scene in drawn]).astype(np.int32),
         labels=np.array([scene.label for scene in drawn], np.int32),
-        sketch_ids=encode(model, sketches),
+        drawing_ids=encode(model, drawings),
     )
 
 
-def sample_unguided(model: Model, scenes: Scenes, seed: int) -> Pictures:
-    """Plain MaskGIT samples of the scenes' classes."""
-    tokens = _tokens(model, scenes, np.full_like(scenes.sketch_ids, MASK_ID))
-    with tqdm(total=len(tokens), desc="unguided", unit="sample") as bar:
-
-        def draw(tokens, indices):
-            ids = sampling.sample(
-                model,
-                jnp.asarray(tokens),
-                num_steps=_UNGUIDED_STEPS.value,
-                seed=seed,
-                indices=jnp.asarray(indices),
-                temperature=_UNGUIDED_TEMPERATURE,
-            )
-            jax.block_until_ready(ids)
-            bar.update(len(tokens))
-            return ids
-
-        return decode(model, _in_batches(draw, tokens, np.arange(len(tokens))))
+def reference_features(
+    model: Model, judge: tuple[Any, Any], num_photos: int
+) -> Float[np.ndarray, "n d"]:
+    """The judge's features of photos that are no scene's."""
+    photos = np.stack([scene.image for scene in _scenes(REFERENCE_SEED, num_photos, model)])
+    return predict(*judge, to_float(photos)).features
 
 
-def sample_guided(
-    model: Model,
-    scenes: Scenes,
-    guided_flags: GuidanceFlags,
-    settings: StructureSettings,
-    name: str,
-) -> Pictures:
-    """Samples led by the scenes' sketches; `name` stands before the progress bar."""
-    tokens = _tokens(model, scenes, scenes.sketch_ids)
-    num_steps = guided_flags.num_steps
-    num_batches = len(guidance_flags.batches(len(tokens)))
-    with tqdm(total=num_batches * num_steps, desc=name, unit="step") as bar:
-
-        def draw(tokens, indices):
-            first = bar.n
-            samples = masksketch.sample(
-                model,
-                jnp.asarray(tokens),
-                settings,
-                num_steps=num_steps,
-                seed=guided_flags.record["seed"],
-                indices=jnp.asarray(indices),
-                divergence=guided_flags.divergence,
-                progress=lambda done: bar.update(first + done - bar.n),
-            )
-            return samples.ids
-
-        return decode(model, _in_batches(draw, tokens, np.arange(len(tokens))))
+def _scenes(seed: int, count: int, model: Model):
+    size = model.config.tokenizer.image_size
+    for index in tqdm(range(count), desc="drawing scenes", unit="", mininterval=1):
+        yield world.draw_scene(seed, index, size=size)
 
 
-def encode(model: Model, images: UInt8[np.ndarray, "n H W 3"]) -> Int[np.ndarray, "n N"]:
-    """Ids of pictures."""
-    return _in_batches(lambda images: model.encode(jnp.asarray(to_float(images))), images)
+def read_drawings(
+    folder: Path, model: Model
+) -> tuple[UInt8[np.ndarray, "n H W 3"], Int[np.ndarray, "n"]]:
+    """The drawings in a folder and its sub-folders, fitted to the model's pictures, and classes.
+
+    Raises:
+      InputError: no such folder, no or too few pictures in it, or one of an unknown class.
+    """
+    files = picture_files(folder)
+    if len(files) < 2:
+        raise InputError(
+            f"--drawings={folder}: found {len(files)} pictures, expected 2 or more, named "
+            "CLASS_ANYTHING.png or in a sub-folder for each class"
+        )
+    labels = []
+    for path in files:
+        name = path.stem.split("_")[0] if path.parent == folder else path.parent.name
+        try:
+            labels.append(find_label(name, model.config.class_names))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    size = model.config.tokenizer.image_size
+    images = np.stack([fit_image(read_image(path), size) for path in files])
+    return images, np.array(labels, np.int32)
 
 
-def decode(model: Model, ids: Int[np.ndarray, "n N"]) -> Pictures:
-    """The pictures of ids, as they would be saved."""
-    images = _in_batches(lambda ids: to_uint8(np.asarray(model.decode(jnp.asarray(ids)))), ids)
-    return Pictures(images, ids)
-
-
-def score(
+def measure_pictures(
     model: Model,
     judge: tuple[Any, Any],
+    reference: Float[np.ndarray, "m d"],
     guided_flags: GuidanceFlags,
     pictures: Pictures,
     scenes: Scenes,
-) -> Scores:
-    """Every figure of every picture against its scene."""
+) -> Figures:
+    """Every figure of pictures against their scenes and the reference photos."""
     images = to_float(pictures.images)
-    masks, labels = predict(*judge, images)
-    scores: Scores = {
-        "silhouette_iou": silhouette_iou(masks, scenes.masks),
-        "class_accuracy": labels == scenes.labels,
-        "structure_distance": None,
+    verdict = predict(*judge, images)
+    masks = scenes.parts > 0
+    edges = edge_alignment(scenes.drawings[..., 0] < _INK_BELOW, find_edges(images))
+    values = {
+        "silhouette_iou": silhouette_iou(verdict.parts > 0, masks),
+        "part_miou": part_miou(verdict.parts, scenes.parts),
+        "edge_f_score": edges.f_score,
+        "edge_distance": (edges.ink_to_edge + edges.edge_to_ink) / 2,
+        "ink_to_edge": edges.ink_to_edge,
+        "edge_to_ink": edges.edge_to_ink,
+        "class_accuracy": verdict.labels == scenes.labels,
+        "precision": within_manifold(verdict.features, reference),
+        "recall": within_manifold(reference, verdict.features),
         "white_background": white_background(images),
-        "sketch_tokens": None,
     }
     if pictures.ids is not None:
-        scores["structure_distance"] = _in_batches(
-            functools.partial(
-                _structure_distance,
-                model.transformer,
-                model.transformer_params,
-                guided_flags.settings.layer_weights,
-                guided_flags.divergence,
-            ),
-            _tokens(model, scenes, scenes.sketch_ids),
-            _tokens(model, scenes, pictures.ids),
+        values["structure_distance"] = structure_distances(
+            model, guided_flags, scenes.labels, scenes.drawing_ids, pictures.ids
         )
-        scores["sketch_tokens"] = shared_token_share(pictures.ids, scenes.sketch_ids, scenes.masks)
-    return scores
+        values["sketch_tokens"] = shared_token_share(pictures.ids, scenes.drawing_ids, masks)
+    figures = {name: mean_and_error(value) for name, value in values.items()}
+    figures["frechet_distance"] = frechet_distance(verdict.features, reference)
+    return {name: figures.get(name) for name in (*_COLUMNS, "ink_to_edge", "edge_to_ink")}
 
 
-def format_table(rows: dict[str, Scores]) -> str:
-    """The rows' means and standard errors in columns of equal width."""
-
-    def cell(values, digits) -> str:
-        if values is None:
-            return "-"
-        mean, error = mean_and_error(values)
-        return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")
-
-    lines = [["pictures", *(title for title, _ in _COLUMNS.values()), "n"]]
-    for name, scores in rows.items():
-        cells = [cell(scores[column], digits) for column, (_, digits) in _COLUMNS.items()]
-        lines.append([name, *cells, str(len(scores["class_accuracy"]))])
+def format_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]) -> str:
+    """The rows as a Markdown table with columns of equal width."""
+    lines = [["pictures", *(title for title, _ in columns.values())]]
+    for name, figures in rows.items():
+        cells = [_cell(figures[column], digits) for column, (_, digits) in columns.items()]
+        lines.append([name, *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |"
         for line in lines
     )
 
 
-def summary(rows: dict[str, Scores]) -> list[dict[str, Any]]:
+def summary(rows: dict[str, Figures]) -> list[dict[str, Any]]:
     """The table for evaluation.json; null where there is no figure."""
-
-    def entry(values) -> dict[str, float | None] | None:
-        if values is None:
-            return None
-        mean, error = mean_and_error(values)
-        return {"mean": mean, "standard_error": None if np.isnan(error) else error}
-
-    return [
-        {"pictures": name, "n": len(scores["class_accuracy"])}
-        | {column: entry(scores[column]) for column in _COLUMNS}
-        for name, scores in rows.items()
-    ]
+    return [{"pictures": name} | _entries(figures) for name, figures in rows.items()]
 
 
-def _tokens(model: Model, scenes: Scenes, ids: Int[np.ndarray, "n N"]) -> Int[np.ndarray, "n S"]:
-    """Ids behind the class tokens of the scenes."""
-    tokens = with_class_token(model.config, jnp.asarray(scenes.labels), jnp.asarray(ids))
-    return np.asarray(tokens)
+def _entries(figures: Figures) -> dict[str, Any]:
+    return {
+        name: None if figure is None else {"value": figure[0], "standard_error": figure[1]}
+        for name, figure in figures.items()
+    }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _structure_distance(
-    transformer, params, layer_weights, divergence, sketch_tokens, tokens
-) -> Float[jax.Array, "b"]:
-    """Mean distance over the image tokens, as `masksketch.sample` reports it."""
-    num_layers = layer_weights.shape[-1]
-
-    def one(sketch_tokens, tokens):
-        target, sampled = (
-            transformer.apply({"params": params}, each, num_layers, method="attention")
-            for each in (sketch_tokens, tokens)
-        )
-        return jnp.mean(structure_distance(target, sampled, layer_weights, divergence)[1:])
-
-    return jax.vmap(one)(sketch_tokens, tokens)
-
-
-def _in_batches(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-    """The function's results on batches of the arrays' rows, put together."""
-    batches = guidance_flags.batches(len(arrays[0]))
-    return np.concatenate(
-        [np.asarray(function(*(array[batch] for array in arrays))) for batch in batches]
-    )
+def _cell(figure: tuple[float, float] | None, digits: int) -> str:
+    return "-" if figure is None else f"{figure[0]:.{digits}f} ± {figure[1]:.{digits}f}"
 
 
 if __name__ == "__main__":

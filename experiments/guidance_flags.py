@@ -23,6 +23,7 @@ RELEASED = {
     "min_mask_rate": 0.35,
     "structure_temperature": 0.0,
     "confidence_temperature": 0.0,
+    "paper_weight": 1.0,
     "divergence": "jeffreys",
 }
 """The settings released with MaskSketch, for the 24-layer ImageNet models.
@@ -49,6 +50,7 @@ flags.DEFINE_float("max_mask_rate", None, "Share of ids hidden at the start.")
 flags.DEFINE_float("min_mask_rate", None, "Share of ids hidden after the last step.")
 flags.DEFINE_float("structure_temperature", None, "Noise on which ids stray from the sketch.")
 flags.DEFINE_float("confidence_temperature", None, "Noise on which ids are unsure.")
+flags.DEFINE_float("paper_weight", None, "Weight of the distance where the sketch is blank.")
 flags.DEFINE_string("divergence", None, "jeffreys, or cross_entropy (the released code's).")
 flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
 flags.DEFINE_integer("batch_size", 8, "Samples decoded together.")

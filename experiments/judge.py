@@ -1,8 +1,8 @@
-"""The judge: a small network that finds the object in a demo-world picture and names it.
+"""The judge: a small network that finds the object in a demo-world picture, its parts and class.
 
-It stands in for a person who looks whether a guided picture shows the sketch's shape and class. It
-has seen photos only (`train_judge`), never sketches. Beside it: the figures drawn from pictures,
-masks and ids.
+It stands in for a person who looks whether a guided picture shows the sketch's shape, parts and
+class, and for the network behind the Fréchet distance: its features tell photos from what is none.
+It has seen photos only (`train_judge`), never sketches.
 """
 
 import functools
@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from maskgit_jax import checkpoint, world
 from maskgit_jax.model import parameter_shapes
@@ -21,35 +21,51 @@ from maskgit_jax.model import parameter_shapes
 JUDGE_CHECKPOINT = Path(__file__).parent / "weights" / "judge_checkpoint"
 
 _BATCH = 64
-_WHITE_LEVEL = 0.94
-_WHITE_BORDER_SHARE = 0.6
 
 
-class Verdict(NamedTuple):
+class Logits(NamedTuple):
     """What `Judge` gives.
 
     Attributes:
-      mask: logits, above 0 where the object is.
+      parts: logits of `world.PART_NAMES` for each pixel; the first is the background.
       label: logits of the classes.
+      features: what the class is read off.
     """
 
-    mask: Float[Array, "b h w"]
+    parts: Float[Array, "b h w p"]
     label: Float[Array, "b c"]
+    features: Float[Array, "b d"]
+
+
+class Verdict(NamedTuple):
+    """What `predict` gives.
+
+    Attributes:
+      parts: the part at each pixel, an index in `world.PART_NAMES`; 0 where the object is not.
+      labels: classes.
+      features: what the classes were read off, for `metrics.frechet_distance`.
+    """
+
+    parts: Int[np.ndarray, "b h w"]
+    labels: Int[np.ndarray, "b"]
+    features: Float[np.ndarray, "b d"]
 
 
 class Judge(nn.Module):
-    """A U-Net of three scales; the class is read off the coarsest one.
+    """A U-Net of three scales; the class is read off the two coarser ones.
 
     Attributes:
       widths: channels of each scale, from the full side down; the side halves in between.
       num_classes: number of classes.
+      num_parts: number of parts, background included.
     """
 
     widths: tuple[int, int, int] = (16, 32, 48)
     num_classes: int = len(world.CLASS_NAMES)
+    num_parts: int = len(world.PART_NAMES)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Verdict:
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Logits:
         """Judges pictures in [0, 1] whose sides are multiples of 4."""
         full, half, quarter = self.widths
 
@@ -66,12 +82,13 @@ class Judge(nn.Module):
         # Dilated: the whole object comes into view.
         for dilation in (1, 2, 1):
             coarse = coarse + block(coarse, quarter, kernel_dilation=dilation)
-        pooled = jnp.concatenate([coarse.mean(axis=(1, 2)), coarse.max(axis=(1, 2))], axis=-1)
-        label = nn.Dense(self.num_classes)(nn.swish(nn.Dense(64)(pooled)))
+        pooled = (middle.mean(axis=(1, 2)), coarse.mean(axis=(1, 2)), coarse.max(axis=(1, 2)))
+        features = jnp.concatenate(pooled, axis=-1)
+        label = nn.Dense(self.num_classes)(nn.swish(nn.Dense(64)(features)))
 
         middle = block(middle + enlarge(nn.Conv(half, (1, 1))(coarse)), half)
-        fine = block(fine + enlarge(nn.Conv(full, (1, 1))(middle)), full)
-        return Verdict(nn.Conv(1, (3, 3))(fine)[..., 0], label)
+        fine = block(fine + enlarge(nn.Conv(full, (1, 1))(middle)), 2 * full)
+        return Logits(nn.Conv(self.num_parts, (1, 1))(fine), label, features)
 
 
 def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
@@ -87,57 +104,25 @@ def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
     return judge, jax.tree.map(jnp.asarray, params)
 
 
-def predict(
-    judge: Judge, params: Any, images: Float[np.ndarray, "b h w 3"]
-) -> tuple[Bool[np.ndarray, "b h w"], Int[np.ndarray, "b"]]:
-    """Where the object is and its class, for pictures in [0, 1] whose sides are multiples of 4."""
-    verdicts = [
-        _predict(judge, params, images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)
-    ]
-    masks, labels = zip(*verdicts, strict=True)
-    return np.concatenate(masks), np.concatenate(labels)
+def predict(judge: Judge, params: Any, images: Float[np.ndarray, "b h w 3"]) -> Verdict:
+    """The judge's word on pictures in [0, 1] whose sides are multiples of 4."""
+    verdicts = []
+    for first in range(0, len(images), _BATCH):
+        batch = images[first : first + _BATCH]
+        # Filled up: every batch runs what the first one compiled.
+        filled = np.concatenate(
+            [batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), np.float32)]
+        )
+        verdict = _predict(judge, params, filled)
+        verdicts.append([np.asarray(field)[: len(batch)] for field in verdict])
+    return Verdict(*map(np.concatenate, zip(*verdicts, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(judge, params, images):
-    mask, label = judge.apply({"params": params}, images)
-    return mask > 0, jnp.argmax(label, axis=-1)
-
-
-def silhouette_iou(
-    mask_a: Bool[np.ndarray, "b h w"], mask_b: Bool[np.ndarray, "b h w"]
-) -> Float[np.ndarray, "b"]:
-    """Intersection over union of two masks, in [0, 1]; 1 where both are empty."""
-    intersection = np.sum(mask_a & mask_b, axis=(1, 2))
-    union = np.sum(mask_a | mask_b, axis=(1, 2))
-    return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
-
-
-def white_background(images: Float[np.ndarray, "b h w 3"]) -> Bool[np.ndarray, "b"]:
-    """Whether at least 60 % of a picture's border pixels have all channels above 0.94."""
-    white = np.all(images > _WHITE_LEVEL, axis=-1)
-    sides = (white[:, 0], white[:, -1], white[:, 1:-1, 0], white[:, 1:-1, -1])
-    return np.mean(np.concatenate(sides, axis=1), axis=1) >= _WHITE_BORDER_SHARE
-
-
-def shared_token_share(
-    ids: Int[np.ndarray, "b N"],
-    sketch_ids: Int[np.ndarray, "b N"],
-    masks: Bool[np.ndarray, "b H W"],
-) -> Float[np.ndarray, "b"]:
-    """Share of a picture's ids that are the sketch's own, among the cells that the mask touches.
-
-    High where a sample copies the sketch instead of painting it; 0 for an empty mask.
-    """
-    side = round(ids.shape[1] ** 0.5)
-    batch, size, _ = masks.shape
-    cells = masks.reshape(batch, side, size // side, side, size // side)
-    touched = np.any(cells, axis=(2, 4)).reshape(batch, -1)
-    same = np.sum((ids == sketch_ids) & touched, axis=1)
-    return same / np.maximum(np.sum(touched, axis=1), 1)
-
-
-def mean_and_error(values: Shaped[np.ndarray, "b"]) -> tuple[float, float]:
-    """Mean and its standard error, s / √b; the error of a single value is NaN."""
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(error)
+    logits = judge.apply({"params": params}, images)
+    # Parts of an unsure pixel may share what together outweighs the background.
+    likeliest = 1 + jnp.argmax(logits.parts[..., 1:], axis=-1)
+    background = jax.nn.softmax(logits.parts)[..., 0] > 0.5
+    parts = jnp.where(background, 0, likeliest)
+    return Verdict(parts, jnp.argmax(logits.label, axis=-1), logits.features)

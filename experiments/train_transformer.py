@@ -1,77 +1,186 @@
-"""Trains a transformer on the ids of the demo world's pictures (MVTM, MaskGIT section 3.1).
+"""Trains a transformer on the ids of a tokenizer's pictures (MVTM, MaskGIT section 3.1).
 
     python -m experiments.train_transformer --model_dir=runs/demo
+    python -m experiments.train_transformer --model_dir=runs/mine --data=pictures
 
-The folder must hold `config.json` and `tokenizer_checkpoint` (see `train_tokenizer`); writes
-`maskgit_checkpoint` beside them. Started again, it resumes.
+The folder must hold `config.json` and `tokenizer_checkpoint` (see `train_tokenizer`); with
+`--init_from` a new one gets those of that model. Writes `maskgit_checkpoint` beside them. Started
+again, it resumes.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Array, Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, training_loop
-from maskgit_jax import checkpoint, model, training
-from maskgit_jax.config import read_config
-from maskgit_jax.images import to_float
+from experiments import cli, datasets, training_flags, training_loop
+from maskgit_jax import checkpoint, model, sampling, training
+from maskgit_jax.config import ModelConfig, read_config, write_config
+from maskgit_jax.errors import InputError
+from maskgit_jax.images import make_grid, to_uint8
 from maskgit_jax.transformer import Transformer
 
-_MODEL_DIR = flags.DEFINE_string("model_dir", "runs/demo", "Folder of the model.")
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 20_000, "Pictures to draw.", lower_bound=1)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 4_000, "Updates.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures per update.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
-_LABEL_SMOOTHING = flags.DEFINE_float("label_smoothing", 0.1, "Share spread over all codes.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and masks.", lower_bound=0)
-_SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 5_200, "Updates.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 24, "Pictures per update.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak; AdamW: a third.", 0.0)
+_WARMUP_STEPS = flags.DEFINE_integer(
+    "warmup_steps", 300, "In which the learning rate rises, at most half of all.", lower_bound=0
+)
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "muon", training.OPTIMIZERS, "AdamW is published.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "Published: 0.045.", lower_bound=0.0)
+_LABEL_SMOOTHING = flags.DEFINE_float(
+    "label_smoothing", 0.0, "Share spread over all codes; published: 0.1.", 0.0, 1.0
+)
 
 _ENCODE_BATCH = 100
+_NUM_SAMPLES = 16
+_SAMPLING_STEPS = 8
 
 
 def main() -> None:
     """Trains as the flags say."""
-    folder = Path(_MODEL_DIR.value)
+    folder = Path(training_flags.MODEL_DIR.value)
+    start = training_flags.init_folder()
+    start_params = None
+    if start is not None:
+        started = model.load_model(start)
+        start_params = started.transformer_params
+        if not (folder / "config.json").exists():
+            cli.output_folder(training_flags.MODEL_DIR)
+            path = folder / "tokenizer_checkpoint"
+            checkpoint.write_checkpoint(path, started.tokenizer_params)
+            write_config(folder / "config.json", started.config)
     cfg = read_config(folder / "config.json")
     tokenizer, tokenizer_params = model.load_tokenizer(folder, cfg.tokenizer)
-    images, labels = training_loop.draw_pictures(_NUM_IMAGES.value, cfg.tokenizer.image_size)
-    encode = jax.jit(functools.partial(tokenizer.apply, method="encode"))
-    ids = np.concatenate(
-        [
-            encode({"params": tokenizer_params}, to_float(images[i : i + _ENCODE_BATCH]))
-            for i in tqdm(range(0, len(images), _ENCODE_BATCH), desc="encoding", mininterval=1)
-        ]
-    ).reshape(len(images), -1)
+    data = training_flags.dataset(cfg.tokenizer.image_size, _BATCH_SIZE.value)
+    cfg = _with_classes(folder, cfg, data.class_names)
+    if start is not None:
+        _check_same_transformer(started.config, cfg)
 
-    def batch_at(step: int):
-        rows = training_loop.batch_indices(_SEED.value, step, _BATCH_SIZE.value, _NUM_IMAGES.value)
-        return ids[rows], labels[rows]
+    tokenizer_params = training_loop.replicate(tokenizer_params)
+    apply = jax.jit(functools.partial(tokenizer.apply, method="encode"))
+
+    def encode(images: UInt8[Array, "b H W 3"]) -> Int[Array, "b N"]:
+        return apply({"params": tokenizer_params}, jnp.asarray(images) / 255).reshape(
+            len(images), -1
+        )
+
+    in_memory = isinstance(data, datasets.ArrayDataset)
+    if in_memory:
+        # Always the same pictures: encoded once.
+        data = data.encoded(functools.partial(_encode_all, encode))
+
+    def prepare(batch: training.Batch) -> training.Batch:
+        return batch if in_memory else (encode(batch[0]), batch[1])
 
     transformer = Transformer(cfg.transformer)
-    key = jax.random.key(_SEED.value)
-    empty = jnp.zeros((1, cfg.transformer.sequence_length), jnp.int32)
-    params = jax.jit(transformer.init)(key, empty)["params"]
-    optimizer = training.make_optimizer(
-        _LEARNING_RATE.value, _NUM_STEPS.value, min(500, _NUM_STEPS.value // 2), 0.045
+    key = jax.random.key(training_flags.SEED.value)
+    if start_params is None:
+        empty = jnp.zeros((1, cfg.transformer.sequence_length), jnp.int32)
+        start_params = jax.jit(transformer.init)(key, empty)["params"]
+    schedule, arguments = training_flags.schedule(
+        _LEARNING_RATE.value, _NUM_STEPS.value, _WARMUP_STEPS.value, _WEIGHT_DECAY.value
     )
+    optimizer = training.make_optimizer(**arguments, name=_OPTIMIZER.value)
     loss = functools.partial(
-        training.masked_token_loss, transformer, label_smoothing=_LABEL_SMOOTHING.value
+        training.masked_token_loss,
+        transformer,
+        label_smoothing=_LABEL_SMOOTHING.value,
+        dtype=training_flags.DTYPE.value,
     )
-    update = jax.jit(functools.partial(training.update, loss, optimizer), donate_argnums=0)
     training_loop.fit(
-        update,
-        training.init_state(params, optimizer),
-        batch_at,
+        functools.partial(training.update, loss, optimizer, **training_flags.update_options()),
+        training.init_state(start_params, optimizer),
+        data.batch,
         key=key,
         num_steps=_NUM_STEPS.value,
         directory=folder / "transformer_training",
-        save_every=_SAVE_EVERY.value,
         export=functools.partial(checkpoint.write_checkpoint, folder / "maskgit_checkpoint"),
+        prepare=prepare,
+        learning_rate=schedule,
+        validate=training_loop.validation(
+            functools.partial(loss, deterministic=True),
+            datasets.batches_of(data.held_out(), _BATCH_SIZE.value),
+            key,
+            prepare,
+        ),
+        draw=_samples(
+            model.Model(
+                config=cfg,
+                transformer=transformer,
+                transformer_params=start_params,
+                tokenizer=tokenizer,
+                tokenizer_params=tokenizer_params,
+            )
+        ),
+        **training_flags.fit_options(),
     )
+
+
+def _with_classes(folder: Path, cfg: ModelConfig, class_names: tuple[str, ...]) -> ModelConfig:
+    """The folder's configuration with the data's classes, also written there.
+
+    Raises:
+      InputError: the folder already holds a transformer for others.
+    """
+    if cfg.class_names == class_names:
+        return cfg
+    if any((folder / name).exists() for name in ("maskgit_checkpoint", "transformer_training")):
+        raise InputError(
+            f"{folder} holds a transformer for {len(cfg.class_names)} other classes than the "
+            f"{len(class_names)} of --data: copy config.json and tokenizer_checkpoint to a new "
+            "folder and train there"
+        )
+    cfg = training_flags.with_classes(cfg, class_names)
+    write_config(folder / "config.json", cfg)
+    return cfg
+
+
+def _check_same_transformer(found: ModelConfig, expected: ModelConfig) -> None:
+    """Raises InputError unless weights of one configuration fit the other."""
+    for field in dataclasses.fields(found.transformer):
+        values = [getattr(cfg.transformer, field.name) for cfg in (found, expected)]
+        if field.name != "dropout_rate" and values[0] != values[1]:
+            raise InputError(
+                f"--init_from={training_flags.INIT_FROM.value} has {field.name} {values[0]}, "
+                f"--model_dir and --data need {values[1]}: leave --init_from out"
+            )
+
+
+def _encode_all(
+    encode: Callable[[UInt8[np.ndarray, "b H W 3"]], Int[Array, "b N"]],
+    images: UInt8[np.ndarray, "n H W 3"],
+) -> Int[np.ndarray, "n N"]:
+    starts = range(0, len(images), _ENCODE_BATCH)
+    return np.concatenate(
+        [
+            encode(images[i : i + _ENCODE_BATCH])
+            for i in tqdm(starts, desc="encoding", mininterval=1)
+        ]
+    )
+
+
+def _samples(base: model.Model) -> Callable[[training.Params], UInt8[np.ndarray, "_ _ 3"]]:
+    """Draws samples of the first classes with a transformer's weights."""
+    indices = jnp.arange(_NUM_SAMPLES)
+    hidden = jnp.full((_NUM_SAMPLES, base.config.transformer.sequence_length - 1), -1)
+    labels = indices % base.config.transformer.num_classes
+    tokens = model.with_class_token(base.config, labels, hidden)
+
+    def draw(params: training.Params) -> UInt8[np.ndarray, "_ _ 3"]:
+        # Decoded by `base`: a new model would compile anew.
+        trained = dataclasses.replace(base, transformer_params=params)
+        ids = sampling.sample(trained, tokens, num_steps=_SAMPLING_STEPS, seed=0, indices=indices)
+        return make_grid(list(to_uint8(np.asarray(base.decode(ids)))), gap=2)
+
+    return draw
 
 
 if __name__ == "__main__":

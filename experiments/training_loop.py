@@ -1,97 +1,299 @@
-"""The loop that both training commands run: batches, progress, checkpoints, resuming."""
+"""The loop that every training command runs: batches, devices, progress, checkpoints, resuming."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
-from jaxtyping import Array, Int, Key, UInt8
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Key, UInt8
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from maskgit_jax import training, world
+from maskgit_jax import training
 from maskgit_jax.errors import InputError
+from maskgit_jax.images import save_png
 
-TRAIN_SEED = 0
-"""Pictures of this seed are trained on; every other seed is held out."""
+_MAX_THREADS = 16
 
 
-def draw_pictures(
-    num_images: int, size: int
-) -> tuple[UInt8[np.ndarray, "n size size 3"], Int[np.ndarray, "n"]]:
-    """The first pictures of the demo world's training seed, and their labels.
+def spread(batch: training.Batch) -> training.Batch:
+    """Places a batch so that every local device has its share of the rows.
 
-    Photos only: masks and sketches are never trained on.
+    Rows that cannot be shared equally lie on all devices.
     """
-    images = np.empty((num_images, size, size, 3), np.uint8)
-    labels = np.empty(num_images, np.int32)
-    for i in tqdm(range(num_images), desc="drawing pictures", unit="", mininterval=1):
-        scene = world.draw_scene(TRAIN_SEED, i, size=size)
-        images[i], labels[i] = scene.image, scene.label
-    return images, labels
+    rows = len(jax.tree.leaves(batch)[0])
+    if rows % len(jax.local_devices()):
+        return replicate(batch)
+    return jax.device_put(batch, _sharding("batch"))
 
 
-def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Int[np.ndarray, "b"]:
-    """The pictures of one step's batch: a function of seed and step, so a run can resume."""
-    return np.random.default_rng([seed, step]).integers(num_images, size=batch_size)
+def replicate(tree: Any) -> Any:
+    """Places a tree of arrays on all local devices."""
+    return jax.device_put(tree, _sharding())
+
+
+def _sharding(*axes: str) -> NamedSharding:
+    return NamedSharding(jax.sharding.Mesh(jax.local_devices(), ("batch",)), PartitionSpec(*axes))
+
+
+def validation(
+    loss_fn: training.LossFn,
+    batches: list[training.Batch],
+    key: Key[Array, ""],
+    prepare: Callable[[training.Batch], training.Batch] = lambda batch: batch,
+) -> Callable[[training.Params], dict[str, float]]:
+    """Mean metrics of weights on fixed batches with fixed randomness; `prepare` is as in `fit`."""
+    evaluate = jax.jit(lambda params, batch: loss_fn(params, batch, key)[1])
+
+    def validate(params: training.Params) -> dict[str, float]:
+        found = [jax.device_get(evaluate(params, prepare(spread(batch)))) for batch in batches]
+        weights = [metrics.pop("weight", 1.0) for metrics in found]
+        return {
+            name: float(np.average([metrics[name] for metrics in found], weights=weights))
+            for name in found[0]
+        }
+
+    return validate
 
 
 def fit(
     update: Callable[[training.TrainState, Any, Key[Array, ""]], tuple],
     state: training.TrainState,
-    batch_at: Callable[[int], Any],
+    batch_at: Callable[[int], training.Batch],
     *,
     key: Key[Array, ""],
     num_steps: int,
     directory: Path,
     save_every: int,
-    export: Callable[[training.Params], None] | None,
+    log_every: int = 100,
+    export: Callable[[training.Params], None] | None = None,
+    prepare: Callable[[training.Batch], training.Batch] = lambda batch: batch,
+    learning_rate: optax.Schedule | None = None,
+    validate: Callable[[training.Params], dict[str, float]] | None = None,
+    validate_every: int = 500,
+    draw: Callable[[training.Params], UInt8[np.ndarray, "H W 3"]] | None = None,
+    sample_every: int = 1000,
 ) -> training.TrainState:
     """Trains from the newest checkpoint in `directory` (or `state`) to `num_steps`.
 
-    Every `save_every` steps and at the end the state is saved and the weights are exported, so a
-    killed run loses less than that and goes on to the same result when started again.
+    Every `save_every` steps and at the end the state is saved and the average weights are
+    exported, so a killed run loses less than that and goes on to the same result, with the same
+    logged losses, when started again. Ctrl-C and SIGTERM save and end the process with status 130
+    and 143. The batch is spread over all local devices.
+
+    `directory` gets `checkpoints`, `metrics.jsonl` (one line per step that something is logged
+    at), TensorBoard's event files and, with `draw`, `samples`.
 
     Args:
-      update: one compiled update, `(state, batch, key) -> (state, metrics)`.
-      state: the state of a new run.
-      batch_at: the batch of a step.
+      update: one update, `(state, batch, key) -> (state, metrics)`; compiled here.
+      state: the state of a new run; its arrays are used up.
+      batch_at: the batch of a step, NumPy arrays; called in threads, ahead of time.
       key: the run's randomness; each update folds in its step.
       num_steps: updates in all.
-      directory: where checkpoints go.
+      directory: the run's folder.
       save_every: steps between checkpoints.
-      export: writes the weights where they are used; None where nobody does.
+      log_every: steps between log lines, each the mean since the last; only then does the host
+        fetch metrics.
+      export: writes the average weights where they are used.
+      prepare: what is left to do to a batch on the devices before the update.
+      learning_rate: rate of a step, to be logged.
+      validate: metrics of the average weights on held-out data.
+      validate_every: steps between those; they are also made at the end; 0: never.
+      draw: a picture that shows what the average weights can do.
+      sample_every: steps between those, as for `validate_every`.
+
+    Raises:
+      InputError: the loss is no number, the batch cannot be spread, or the checkpoint does not
+        fit the state.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
-        newest = manager.latest_step()
-        if newest is not None:
-            state = manager.restore(newest, args=ocp.args.StandardRestore(state))
-            print(f"resumed at step {newest}")
+    state = replicate(state)
+    example = prepare(spread(batch_at(int(state.step))))
+    rows, devices = len(jax.tree.leaves(example)[0]), len(jax.local_devices())
+    if rows % devices:
+        raise InputError(
+            f"a batch of {rows} cannot be spread over {devices} devices: "
+            f"choose a batch size that is a multiple of {devices}"
+        )
+    names = jax.eval_shape(update, state, example, key)[1]
+    no_sums = replicate({name: jnp.zeros(()) for name in ("steps", *names)})
+
+    def advance(state, sums, batch, key):
+        state, metrics = update(state, batch, key)
+        return state, jax.tree.map(jnp.add, sums, {"steps": jnp.ones(()), **metrics})
+
+    # Given no placement, the compiler might scatter the state.
+    advance = jax.jit(advance, donate_argnums=0, out_shardings=_sharding())
+
+    with contextlib.ExitStack() as stack:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=True, cleanup_tmp_directories=True
+        )
+        folder = directory.absolute() / "checkpoints"
+        manager = stack.enter_context(ocp.CheckpointManager(folder, options=options))
+        run = {"state": state, "sums": no_sums}
+        if manager.latest_step() is not None:
+            run = _restore(manager, run)
+            print(f"resumed at step {manager.latest_step()}")
+        state, sums = run["state"], run["sums"]
         first = int(state.step)
+        log = stack.enter_context(_Log(directory, first))
+        signals = stack.enter_context(_signals_noticed())
+
         progress = tqdm(range(first, num_steps), initial=first, total=num_steps, mininterval=1)
-        sums: dict[str, float] = {}
-        for step in progress:
-            state, metrics = update(state, batch_at(step), key)
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+        clock, clock_step = time.monotonic(), first
+        for step, batch in zip(progress, _ahead(batch_at, first, num_steps), strict=False):
+            previous = sums
+            state, sums = advance(state, sums, prepare(spread(batch)), key)
+            # Were the host to run further ahead, batches would pile up on the devices.
+            jax.block_until_ready(previous)
+
             done = step + 1
-            if done % 100 == 0 or done == num_steps:
-                count = done - max(first, (done - 1) // 100 * 100)
-                means = " ".join(f"{name} {total / count:.4f}" for name, total in sums.items())
-                tqdm.write(f"step {done}: {means}")
-                if not np.all(np.isfinite(list(sums.values()))):
-                    raise InputError(
-                        f"the loss is no number near step {done}: start again in another folder "
-                        "with a lower --learning_rate; earlier weights are kept"
-                    )
-                sums = {}
-            if done % save_every == 0 or done == num_steps:
-                manager.save(done, args=ocp.args.StandardSave(state))
-                if export is not None:
-                    export(jax.device_get(state.params))
-        if export is not None:
-            # A run killed between its last save and its export is whole after the next start.
-            export(jax.device_get(state.params))
+            due = functools.partial(_is_due, done, num_steps)
+            logs, saves = due(log_every), due(save_every) or bool(signals)
+            if logs or saves:
+                means = _means(sums, done)
+            record: dict[str, float] = {}
+            if logs:
+                record |= means
+                if learning_rate is not None:
+                    record["learning_rate"] = float(learning_rate(step))
+                speed = rows * (done - clock_step) / (time.monotonic() - clock)
+                record["images_per_second"] = speed
+                sums = no_sums
+                clock, clock_step = time.monotonic(), done
+            if validate is not None and due(validate_every):
+                found = validate(state.average)
+                record |= {f"validation_{name}": value for name, value in found.items()}
+            if record:
+                log.write(done, record)
+            if draw is not None and due(sample_every):
+                log.draw(done, draw(state.average))
+            if saves:
+                log.flush()
+                manager.save(done, args=ocp.args.StandardSave({"state": state, "sums": sums}))
+                if export is not None and done < num_steps:
+                    export(jax.device_get(state.average))
+            if signals:
+                manager.wait_until_finished()
+                progress.close()
+                print(f"saved at step {done}; the same command goes on from there", file=sys.stderr)
+                sys.exit(128 + signals[0])
+    if export is not None:
+        # Also for a run that was killed between its last save and its export.
+        export(jax.device_get(state.average))
     return state
+
+
+def _is_due(step: int, num_steps: int, every: int) -> bool:
+    return every > 0 and (step % every == 0 or step == num_steps)
+
+
+def _ahead(batch_at: Callable[[int], Any], first: int, end: int) -> Iterable[Any]:
+    """The batches of the steps, made by threads while the devices work."""
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    steps = grain.MapDataset.range(first, end).map(lambda step: batch_at(int(step)))
+    return steps.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads))
+
+
+def _restore(manager: ocp.CheckpointManager, template: Any) -> Any:
+    step = manager.latest_step()
+    try:
+        return manager.restore(step, args=ocp.args.StandardRestore(template))
+    # Orbax raises what its layers make of another tree: ValueError, KeyError, TypeError.
+    except Exception as error:
+        raise InputError(
+            f"{manager.directory}/{step} is no checkpoint of this model and these flags "
+            f"({' '.join(str(error).split())[:100]}): train in another folder, or give the flags "
+            "that it was started with"
+        ) from error
+
+
+def _means(sums: dict[str, Array], step: int) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(sums).items()}
+    count = values.pop("steps")
+    if not np.all(np.isfinite(list(values.values()))):
+        raise InputError(
+            f"the loss is no number near step {step}: start again in another folder "
+            "with a lower --learning_rate; earlier weights are kept"
+        )
+    return {name: value / count for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def _signals_noticed() -> Iterator[list[int]]:
+    """Lists the first Ctrl-C or SIGTERM that comes; a second one does what it always did."""
+    noticed: list[int] = []
+
+    def notice(number, frame):
+        noticed.append(number)
+        put_back()
+
+    def put_back():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    handlers = {n: signal.signal(n, notice) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noticed
+    finally:
+        put_back()
+
+
+class _Log:
+    """A run's `metrics.jsonl`, event files and sample pictures.
+
+    What a killed run logged after its last checkpoint is dropped: it is logged again.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        self.directory = directory
+        path = directory / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            os.truncate(path, sum(len(line) for line in lines if _logged_at(line) <= step))
+        self._file = path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(self, step: int, record: dict[str, float]) -> None:
+        tqdm.write(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in record.items()))
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            self._writer.add_scalar(name, value, step)
+
+    def draw(self, step: int, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+        folder = self.directory / "samples"
+        folder.mkdir(exist_ok=True)
+        save_png(folder / f"{step:07d}.png", picture)
+        self._writer.add_image("samples", picture, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+
+def _logged_at(line: bytes) -> float:
+    """The step of a line of `metrics.jsonl`; infinite for one that was cut by a kill."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")

@@ -33,12 +33,14 @@ class Guide(NamedTuple):
       target: attention inputs of the sketch.
       other_token: class token that classifier-free guidance leads away from.
       num_hidden: number of ids hidden at the start.
+      token_weights: of the tokens' distances.
       settings: the knobs.
     """
 
     target: AttentionInputs
     other_token: Int[Array, ""]
     num_hidden: Int[Array, ""]
+    token_weights: Float[Array, "S"]
     settings: TracedSettings
 
 
@@ -48,18 +50,26 @@ def make_guide(
     sketch_tokens: Tokens,
     start_tokens: Tokens,
     other_token: Int[Array, ""],
+    paper_ids: Int[Array, "N"],
     settings: TracedSettings,
 ) -> Guide:
-    """The guide of one sample; one pass over the sketch's ids."""
+    """The guide of one sample; one pass over the sketch's ids.
+
+    `paper_ids` are a blank picture's: where the sketch has the same, it is paper.
+    """
     num_layers = settings.layer_weights.shape[-1]
     target = transformer.apply({"params": params}, sketch_tokens, num_layers, method="attention")
-    return Guide(target, other_token, jnp.sum(start_tokens == MASK_ID), settings)
+    token_weights = jnp.ones(sketch_tokens.shape)
+    paper = sketch_tokens[1:] == paper_ids
+    token_weights = token_weights.at[1:].set(jnp.where(paper, settings.paper_weight, 1.0))
+    return Guide(target, other_token, jnp.sum(start_tokens == MASK_ID), token_weights, settings)
 
 
 def start(
     transformer: Transformer,
     params,
     sketch_tokens: Tokens,
+    paper_ids: Int[Array, "N"],
     settings: TracedSettings,
     key: RandomKey,
 ) -> tuple[Guide, DecodeState]:
@@ -69,13 +79,16 @@ def start(
       transformer: the model.
       params: its weights.
       sketch_tokens: class token and the sketch's ids.
+      paper_ids: a blank picture's ids.
       settings: the knobs.
       key: the sample's key; nothing else is random.
     """
     other_key, hide_key, loop_key = jax.random.split(key, 3)
     other_token = other_class_token(other_key, sketch_tokens[0], transformer)
     start_tokens = hide_start(sketch_tokens, settings.max_mask_rate, hide_key)
-    guide = make_guide(transformer, params, sketch_tokens, start_tokens, other_token, settings)
+    guide = make_guide(
+        transformer, params, sketch_tokens, start_tokens, other_token, paper_ids, settings
+    )
     return guide, DecodeState(start_tokens, start_tokens, loop_key)
 
 
@@ -100,6 +113,7 @@ def advance(
         params,
         guide.target,
         guide.num_hidden,
+        guide.token_weights,
         settings,
         num_steps=num_steps,
         divergence=divergence,
@@ -173,7 +187,7 @@ def sample(
     keys = jax.vmap(functools.partial(sample_key, seed))(indices)
     inputs = spread_over_devices((sketch_tokens, _per_sample(settings, batch), keys))
     transformer, params = model.transformer, model.transformer_params
-    guide, state = _start(transformer, params, *inputs)
+    guide, state = _start(transformer, params, _paper_ids(model), *inputs)
     for first in range(0, num_steps, steps_per_call):
         last = min(first + steps_per_call, num_steps)
         state = _advance(
@@ -184,6 +198,12 @@ def sample(
             progress(last)
     distances = _distance(transformer, params, guide, state.sampled, divergence=divergence)
     return Samples(state.sampled[:batch, 1:], jnp.mean(distances[:batch, 1:], axis=1))
+
+
+def _paper_ids(model: Model) -> Int[Array, "N"]:
+    """The ids of blank paper."""
+    side = model.config.tokenizer.image_size
+    return model.encode(jnp.ones((1, side, side, 3)))[0]
 
 
 def _per_sample(settings: StructureSettings, batch: int) -> TracedSettings:
@@ -197,9 +217,9 @@ def _per_sample(settings: StructureSettings, batch: int) -> TracedSettings:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _start(transformer, params, sketch_tokens, settings, keys):
+def _start(transformer, params, paper_ids, sketch_tokens, settings, keys):
     each = functools.partial(start, transformer, params)
-    return jax.vmap(each)(sketch_tokens, settings, keys)
+    return jax.vmap(each, in_axes=(0, None, 0, 0))(sketch_tokens, paper_ids, settings, keys)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="divergence", donate_argnums=3)

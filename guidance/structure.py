@@ -73,21 +73,17 @@ def layer_weights(layers: Sequence[int] | None, num_layers: int) -> Float[np.nda
     return weights
 
 
-def structure_distance(
-    target: AttentionInputs,
-    sampled: AttentionInputs,
-    layer_weights: Float[Array, "L"],
-    divergence: str = "jeffreys",
-) -> Float[Array, "S"]:
-    """Distance d_i of each token between two attention stacks (section 3.2).
+def layer_distances(
+    target: AttentionInputs, sampled: AttentionInputs, divergence: str = "jeffreys"
+) -> Float[Array, "L S"]:
+    """Distance of each token between two attention stacks, layer by layer (section 3.2).
 
-    The mean over heads and the weighted mean over layers of the divergence between the i-th rows
-    of the maps. One layer's maps exist at a time.
+    The mean over heads of the divergence between a token's rows of the maps. One layer's maps
+    exist at a time.
 
     Args:
       target: of the sketch's ids.
       sampled: of the sampled ids.
-      layer_weights: ≥ 0, not all 0; their scale does not matter.
       divergence: one of `DIVERGENCES`.
     """
 
@@ -95,7 +91,24 @@ def structure_distance(
         maps = (jnp.einsum("qhd,khd->hqk", side.queries, side.keys) for side in layer)
         return jnp.mean(DIVERGENCES[divergence](*maps), axis=0)
 
-    distances = jax.lax.map(of_layer, (target, sampled))
+    return jax.lax.map(of_layer, (target, sampled))
+
+
+def structure_distance(
+    target: AttentionInputs,
+    sampled: AttentionInputs,
+    layer_weights: Float[Array, "L"],
+    divergence: str = "jeffreys",
+) -> Float[Array, "S"]:
+    """Distance d_i of each token: the weighted mean over layers of `layer_distances`.
+
+    Args:
+      target: of the sketch's ids.
+      sampled: of the sampled ids.
+      layer_weights: ≥ 0, not all 0; their scale does not matter.
+      divergence: one of `DIVERGENCES`.
+    """
+    distances = layer_distances(target, sampled, divergence)
     return layer_weights @ distances / jnp.sum(layer_weights)
 
 
@@ -114,6 +127,8 @@ class StructureSettings(NamedTuple):
       min_mask_rate: share hidden after the last step, in [0, max_mask_rate].
       structure_temperature: of the Gumbel noise on the structure scores, rescaled to [0, 1].
       confidence_temperature: of the Gumbel noise on the confidences, rescaled to [0, 1].
+      paper_weight: weight in [0, 1] of the distance of tokens where the sketch is blank paper.
+        1 is the published rule; lower lets backgrounds differ from paper.
     """
 
     layer_weights: Any
@@ -123,6 +138,7 @@ class StructureSettings(NamedTuple):
     min_mask_rate: Any = 0.35
     structure_temperature: Any = 0.0
     confidence_temperature: Any = 0.0
+    paper_weight: Any = 1.0
 
 
 class TracedSettings(NamedTuple):
@@ -141,6 +157,7 @@ class TracedSettings(NamedTuple):
       mask_rate_span: highest minus lowest mask rate.
       structure_temperature: as given.
       confidence_temperature: as given.
+      paper_weight: as given.
     """
 
     layer_weights: Float[Array, "*b L"]
@@ -152,6 +169,7 @@ class TracedSettings(NamedTuple):
     mask_rate_span: Float[Array, "*b"]
     structure_temperature: Float[Array, "*b"]
     confidence_temperature: Float[Array, "*b"]
+    paper_weight: Float[Array, "*b"]
 
 
 def traced(settings: StructureSettings) -> TracedSettings:
@@ -172,6 +190,7 @@ def traced(settings: StructureSettings) -> TracedSettings:
         mask_rate_span=given.max_mask_rate - given.min_mask_rate,
         structure_temperature=given.structure_temperature,
         confidence_temperature=given.confidence_temperature,
+        paper_weight=given.paper_weight,
     )
     return TracedSettings(*(jnp.asarray(value, jnp.float32) for value in values))
 
@@ -186,6 +205,7 @@ def check_settings(settings: StructureSettings) -> None:
         "min_mask_rate": (0.0, 1.0),
         "structure_temperature": (0.0, 1e6),
         "confidence_temperature": (0.0, 1e6),
+        "paper_weight": (0.0, 1.0),
     }
     for name, (low, high) in ranges.items():
         value = np.asarray(getattr(settings, name))
@@ -207,6 +227,7 @@ def structure_remask(
     params: Any,
     target: AttentionInputs,
     num_hidden: Int[Array, ""],
+    token_weights: Float[Array, "S"],
     settings: TracedSettings,
     *,
     num_steps: Int[Array, ""] | int,
@@ -224,6 +245,7 @@ def structure_remask(
       params: its weights.
       target: attention inputs of the sketch's ids, as many layers as weights.
       num_hidden: N₀, the number of ids hidden at the start.
+      token_weights: of the tokens' distances, in [0, 1].
       settings: see `StructureSettings`.
       num_steps: T.
       divergence: one of `DIVERGENCES`.
@@ -247,7 +269,7 @@ def structure_remask(
         # Keys of their own for each draw; the loop's key goes on as if none had been made.
         structure_key, confidence_key = jax.random.split(jax.random.fold_in(key, 0))
         by_structure = _hide_noisy(
-            _rescale(-distance),
+            _rescale(-token_weights * distance),
             count * settings.structure_share,
             settings.structure_temperature,
             structure_key,

@@ -1,4 +1,8 @@
-"""Losses and update steps of both training stages (MaskGIT, sections 3.1 and 3.3)."""
+"""Losses and update steps of both training stages (MaskGIT, sections 3.1 and 3.3).
+
+A loss is a plain function; `update` makes one step of any of them: accumulated over micro-batches,
+averaged over steps, spread over devices when its inputs are.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,9 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from maskgit_jax import schedules
+from maskgit_jax import adversarial, perceptual, schedules
+from maskgit_jax.errors import InputError
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 
@@ -16,7 +23,10 @@ Params = Any
 Batch = Any
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
-"""`(params, batch, key) -> (loss, metrics)`: a loss of this module without its first argument."""
+"""`(params, batch, key) -> (loss, metrics)`: a loss of this module without its first arguments.
+
+A metric named "weight" is what the loss was divided by; without it all micro-batches weigh alike.
+"""
 
 
 class TrainState(NamedTuple):
@@ -25,11 +35,13 @@ class TrainState(NamedTuple):
     Attributes:
       step: number of updates done.
       params: the weights.
+      average: their exponential moving average, the weights to use.
       opt_state: the optimizer's state.
     """
 
     step: Int[Array, ""]
     params: Params
+    average: Params
     opt_state: optax.OptState
 
 
@@ -38,18 +50,41 @@ def tokenizer_loss(
     params: Params,
     images: Float[Array, "b H W 3"],
     key: Key[Array, ""] | None = None,
-    *,
-    commitment_cost: float = 0.25,
-    entropy_weight: float = 0.1,
-    entropy_temperature: float = 0.01,
+    **options: Any,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Reconstruction (L1 + L2), codebook, commitment and entropy terms of the VQGAN.
 
     The entropy term asks that each latent is sure of its code and that all codes are used
-    (MaskGIT's published tokenizer loss, its default weights).
+    (MaskGIT's published tokenizer loss; the defaults are its weights).
+
+    Args:
+      tokenizer: the model.
+      params: its weights.
+      images: pictures in [0, 1].
+      key: unused.
+      **options: `commitment_cost` (default 0.25), `entropy_weight` (0.1), `entropy_temperature`
+        (0.01) and `dtype` (float32), in which encoder and decoder compute; the terms are float32.
     """
-    reconstruction, latents, distances = tokenizer.apply({"params": params}, images)
-    codes = tokenizer.apply({"params": params}, jnp.argmin(distances, axis=-1), method="codes")
+    _, loss, metrics = _tokenizer_terms(tokenizer, params, images, **options)
+    return loss, metrics
+
+
+def _tokenizer_terms(
+    tokenizer: Tokenizer,
+    params: Params,
+    images: Float[Array, "b H W 3"],
+    *,
+    commitment_cost: float = 0.25,
+    entropy_weight: float = 0.1,
+    entropy_temperature: float = 0.01,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "b H W 3"], Float[Array, ""], Metrics]:
+    """Reconstruction, loss and metrics of `tokenizer_loss`."""
+    # Distances between latents and codes are small differences: the codebook stays in float32.
+    variables = {"params": {**cast(params, dtype), "quantizer": params["quantizer"]}}
+    outputs = tokenizer.apply(variables, cast(images, dtype))
+    reconstruction, latents, distances = cast(outputs, jnp.float32)
+    codes = tokenizer.apply(variables, jnp.argmin(distances, axis=-1), method="codes")
     codebook_term = jnp.mean((codes - jax.lax.stop_gradient(latents)) ** 2)
     commitment_term = jnp.mean((jax.lax.stop_gradient(codes) - latents) ** 2)
 
@@ -67,12 +102,13 @@ def tokenizer_loss(
         + commitment_cost * commitment_term
         + entropy_weight * (sample_entropy - usage_entropy)
     )
-    return loss, {
+    metrics = {
         "loss": loss,
         "psnr": psnr(error),
         "quantization_error": commitment_term,
         "codes_used": jnp.exp(usage_entropy),
     }
+    return reconstruction, loss, metrics
 
 
 def autoencoder_loss(
@@ -80,16 +116,77 @@ def autoencoder_loss(
     params: Params,
     images: Float[Array, "b H W 3"],
     key: Key[Array, ""] | None = None,
+    *,
+    dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Reconstruction (L1 + L2) without the quantizer.
+    """Reconstruction (L1 + L2) without the quantizer; the tokenizer computes in `dtype`.
 
     Trained on this first, the latents spread over what pictures need; a codebook put among them
     then starts with all its codes in use.
     """
-    reconstruction, _, _ = tokenizer.apply({"params": params}, images, quantize=False)
-    error = reconstruction - images
+    variables = {"params": cast(params, dtype)}
+    reconstruction, _, _ = tokenizer.apply(variables, cast(images, dtype), quantize=False)
+    error = reconstruction.astype(jnp.float32) - images
     loss = jnp.mean(jnp.abs(error)) + jnp.mean(error**2)
     return loss, {"loss": loss, "psnr": psnr(error)}
+
+
+def adversarial_loss(
+    tokenizer: Tokenizer,
+    discriminator: adversarial.Discriminator,
+    params: Params,
+    images: Float[Array, "b H W 3"],
+    key: Key[Array, ""] | None = None,
+    *,
+    step: Int[Array, ""],
+    adversarial_start: int,
+    adversarial_weight: Float[Array, ""] | float = 0.1,
+    perceptual_weight: float = 0.1,
+    r1_weight: float = 10.0,
+    **options: Any,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The VQGAN's whole loss: one gradient trains tokenizer and discriminator, each on its own.
+
+    The tokenizer gets `tokenizer_loss`, the perceptual distance and the generator's adversarial
+    term; the discriminator gets its logistic loss with R1 (weights as published with MaskGIT).
+    Neither gets a gradient of the other's terms.
+
+    Args:
+      tokenizer: the generator.
+      discriminator: tells pictures from reconstructions; computes in float32.
+      params: {"tokenizer": weights, "discriminator": weights}.
+      images: pictures in [0, 1].
+      key: unused.
+      step: updates done; traced.
+      adversarial_start: from this step on the adversarial terms count, the discriminator's too.
+      adversarial_weight: of the generator's term.
+      perceptual_weight: of the perceptual distance.
+      r1_weight: of the gradient penalty on real pictures.
+      **options: of `tokenizer_loss`.
+    """
+    reconstruction, loss, metrics = _tokenizer_terms(
+        tokenizer, params["tokenizer"], images, **options
+    )
+    fixed = {"params": jax.lax.stop_gradient(params["discriminator"])}
+    active = (step >= adversarial_start).astype(jnp.float32)
+    perceptual_term = jnp.mean(perceptual.perceptual_distance(images, reconstruction))
+    generator_term = adversarial.generator_loss(discriminator.apply(fixed, reconstruction))
+    loss += perceptual_weight * perceptual_term + active * adversarial_weight * generator_term
+
+    trained = {"params": params["discriminator"]}
+    fake_logits = discriminator.apply(trained, jax.lax.stop_gradient(reconstruction))
+    discriminator_term = adversarial.discriminator_loss(
+        discriminator.apply(trained, images), fake_logits
+    )
+    penalty = adversarial.r1_penalty(discriminator, params["discriminator"], images)
+    metrics |= {
+        "loss": loss,
+        "perceptual": perceptual_term,
+        "generator": generator_term,
+        "discriminator": discriminator_term,
+        "r1": penalty,
+    }
+    return loss + active * (discriminator_term + r1_weight * penalty), metrics
 
 
 def psnr(error: Float[Array, "..."]) -> Float[Array, ""]:
@@ -116,6 +213,7 @@ def masked_token_loss(
     *,
     label_smoothing: float = 0.1,
     deterministic: bool = False,
+    dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Masked visual token modelling: cross-entropy of the hidden ids (equation 1).
 
@@ -126,6 +224,7 @@ def masked_token_loss(
       key: draws the masks and the dropout.
       label_smoothing: share of the target spread over all codes.
       deterministic: turns dropout off.
+      dtype: what the transformer computes in; the cross-entropy is float32.
     """
     ids, labels = batch
     codebook_size = transformer.config.codebook_size
@@ -134,29 +233,104 @@ def masked_token_loss(
     hidden = hidden_ids == -1
     tokens = jnp.concatenate([labels[:, None] + codebook_size, hidden_ids], axis=1)
     logits = transformer.apply(
-        {"params": params}, tokens, deterministic, rngs={"dropout": dropout_key}
-    )[:, 1:, :codebook_size]
+        {"params": cast(params, dtype)}, tokens, deterministic, rngs={"dropout": dropout_key}
+    )[:, 1:, :codebook_size].astype(jnp.float32)
     targets = optax.smooth_labels(jax.nn.one_hot(ids, codebook_size), label_smoothing)
     loss = optax.losses.softmax_cross_entropy(logits, targets)
     loss = jnp.mean(loss, where=hidden)
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == ids, where=hidden)
-    return loss, {"loss": loss, "accuracy": accuracy}
+    weight = jnp.sum(hidden).astype(jnp.float32)
+    return loss, {"loss": loss, "accuracy": accuracy, "weight": weight}
+
+
+def cast(tree: Any, dtype: DTypeLike) -> Any:
+    """All floating-point arrays of a tree in `dtype`; gradients come back in the old one."""
+
+    def one(x: Array) -> Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, tree)
+
+
+SCHEDULES = ("cosine", "constant")
+"""What the learning rate does after warm-up: falls to zero, or stays."""
+
+
+def learning_rate_schedule(
+    learning_rate: float, num_steps: int, warmup_steps: int, decay: str = "cosine"
+) -> optax.Schedule:
+    """Linear warm-up from zero to `learning_rate`, then one of `SCHEDULES`."""
+    if decay == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, num_steps)
+    if decay == "constant":
+        # optax.warmup_constant_schedule stays at zero when there is no warm-up.
+        rise = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
+        return optax.join_schedules([rise, optax.constant_schedule(learning_rate)], [warmup_steps])
+    raise InputError(f"unknown decay {decay!r}: expected {' or '.join(SCHEDULES)}")
+
+
+OPTIMIZERS = ("adamw", "muon")
+"""AdamW, or Muon (orthogonalized momentum) for the matrices and Adam for the rest."""
 
 
 def make_optimizer(
-    learning_rate: float, num_steps: int, warmup_steps: int, weight_decay: float
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int,
+    weight_decay: float,
+    *,
+    name: str = "adamw",
+    decay: str = "cosine",
+    clip_norm: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.96),
 ) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay to zero, and gradients clipped to norm 1."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, num_steps)
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b1=0.9, b2=0.96, weight_decay=weight_decay),
-    )
+    """One of `OPTIMIZERS` on gradients clipped to a global norm; see `learning_rate_schedule`."""
+    schedule = learning_rate_schedule(learning_rate, num_steps, warmup_steps, decay)
+    if name == "adamw":
+        optimizer = optax.adamw(schedule, *betas, weight_decay=weight_decay)
+    elif name == "muon":
+        optimizer = optax.contrib.muon(
+            schedule,
+            weight_decay=weight_decay,
+            adam_b1=betas[0],
+            adam_b2=betas[1],
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=0.2,  # steps of the size that Adam's usually have
+        )
+    else:
+        raise InputError(f"unknown optimizer {name!r}: expected {' or '.join(OPTIMIZERS)}")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+
+def matrices(params: Params) -> Any:
+    """Which axes of each weight are a matrix's inputs and outputs, for Muon; None where it is none.
+
+    Kernels are matrices, embeddings, biases and scales are not. An attention's output kernel
+    [H, d, D] has two axes of inputs, its query, key and value kernels [D, H, d] two of outputs, a
+    convolution's [h, w, in, out] three of inputs.
+    """
+
+    def one(path: tuple, x: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel":
+            return None
+        num_inputs = 1 if x.ndim == 3 and "out" not in names else x.ndim - 1
+        axes = tuple(range(x.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[:num_inputs], axes[num_inputs:])
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    """The state before the first update; shares no memory with `params`."""
+
+    @jax.jit
+    def init(params: Params) -> TrainState:
+        # Copies: updates may give their input's memory away, and each array only once.
+        params, average = (jax.tree.map(jnp.copy, params) for _ in range(2))
+        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+
+    return init(params)
 
 
 def update(
@@ -165,10 +339,67 @@ def update(
     state: TrainState,
     batch: Batch,
     key: Key[Array, ""],
+    *,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One update; the randomness depends on `key` and the step alone, so a run can resume."""
+    """One update; the randomness depends on `key` and the step alone, so a run can resume.
+
+    Args:
+      loss_fn: what to minimize.
+      optimizer: makes steps of gradients.
+      state: before the update.
+      batch: tree of arrays with a leading axis of rows.
+      key: the run's randomness.
+      accumulate: micro-batches that the batch is cut into, one in memory at a time. The gradient
+        is that of the whole batch where the loss is a mean over rows, or over what its "weight"
+        counts.
+      ema_decay: of the average weights; 0: they are the weights. It warms up, to
+        min(ema_decay, (1 + step) / (10 + step)).
+
+    Raises:
+      InputError: the rows cannot be cut into `accumulate` equal parts.
+    """
     key = jax.random.fold_in(key, state.step)
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
+    gradients = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def weighted(batch: Batch, key: Key[Array, ""]):
+        (_, metrics), grads = gradients(state.params, batch, key)
+        metrics = dict(metrics)
+        weight = metrics.pop("weight", jnp.ones(()))
+        return jax.tree.map(lambda x: weight * x, (metrics, grads)), weight
+
+    if accumulate == 1:
+        total, weight = weighted(batch, key)
+    else:
+        parts = _cut(batch, accumulate), jax.random.split(key, accumulate)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape[1:], x.dtype), jax.eval_shape(jax.vmap(weighted), *parts)
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, weighted(*part)), None
+
+        (total, weight), _ = jax.lax.scan(add, zeros, parts)
+    metrics, grads = jax.tree.map(lambda x: x / weight, total)
+
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
+    return TrainState(state.step + 1, params, average, opt_state), metrics
+
+
+def _cut(batch: Batch, parts: int) -> Batch:
+    """Micro-batches: part i holds the rows i, i + parts, …, so that devices keep their rows."""
+
+    def one(x: Array) -> Array:
+        rows = len(x)
+        if rows % parts:
+            raise InputError(
+                f"a batch of {rows} cannot be accumulated from {parts} equal parts: "
+                f"choose a batch size that is a multiple of {parts}"
+            )
+        return x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(one, batch)

@@ -2,54 +2,91 @@
 
 A scene is a list of parts, back to front (`world_objects`). A part is a closed polygon in the
 object's own coordinates with a colour and a light function on the same coordinates
-(`world_shapes`). Photo, mask and sketch are all made from these polygons, so they agree exactly.
+(`world_shapes`). Photo, masks and sketches are all made from these polygons, so they agree exactly
+(`world_views` draws all but the photo).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from maskgit_jax import world_views
 from maskgit_jax.errors import InputError
-from maskgit_jax.world_objects import OBJECTS
-from maskgit_jax.world_shapes import Colour, Kit, Part, noise, palette
+from maskgit_jax.world_objects import OBJECTS, ObjectClass
+from maskgit_jax.world_objects import PART_NAMES as PART_NAMES  # part of what a scene shows
+from maskgit_jax.world_shapes import Colour, Kit, Outline, Part, palette
 
 CLASS_NAMES: tuple[str, ...] = tuple(OBJECTS)
-BACKGROUNDS: tuple[str, ...] = ("white", "grass", "sea", "wood", "plain", "dark")
-_BACKGROUND_SHARES = (0.25, 0.2, 0.13, 0.14, 0.16, 0.12)
+BACKGROUNDS: tuple[str, ...] = ("white", "grass", "sea", "table", "plain", "dark")
+_BACKGROUND_SHARES = (0.2, 0.16, 0.12, 0.14, 0.28, 0.1)
 
+# Few colours and flat backgrounds: a small codebook then has codes to spare for the objects.
 _TONES = {
-    "grass": palette("6fae45 86b84f 5f9a48"),
-    "sea": palette("2f78b5 3a8fb8 3f7fa0"),
-    "wood": palette("a87a4c 8a5f3a c09a6c 77553c"),
-    "plain": palette("b9a7a0 a3b5b0 c4b890 a8a8c0 c7a9a0 9fb39a cfc8ba 8f9aa8"),
-    "dark": palette("2a2d38 33282c 22332f 2c2440 1f2a40"),
+    "grass": palette("6fae45 5f9a48"),
+    "sea": palette("2f78b5 3a8fb8"),
+    "table": palette("a87a4c 77553c c09a6c"),
+    "plain": palette("c9a9a0 9fb3a4 cdbf8f a3a8c8 8f9aa8"),
+    "dark": palette("2a2d38 33282c 22332f"),
 }
-_SKIES = {
-    "grass": palette("7fb2e6 8fbdec b5cfe4"),
-    "sea": palette("7fb2e6 9cc4ea b9cfe0 f0c9a0"),
+_FAR = {  # behind the ground: sky or wall
+    "grass": palette("8fbdec b5cfe4"),
+    "sea": palette("8fbdec f0c9a0"),
+    "table": palette("d8d2c4 b9c7d0"),
 }
 
-_SUPERSAMPLE = 3
 _MARGIN = 0.04  # of the side, kept free around the object
-_PEN = 0.03  # of the side
-_INK = 20
+
+# Each has random numbers of its own, so that asking for one changes nothing else.
+_SCRIBBLE, _PAINTING, _COMPANION = 1, 2, 3
 
 # Colours (..., 3) at x and y (...) in sides of the picture, given the height of the horizon.
 _Painter = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
+def _view_rng(seed: int, index: int, view: int) -> np.random.Generator:
+    return np.random.default_rng([seed, index, view])
+
+
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture of the demo world and what is known about it."""
+    """One picture of the demo world and what is known about it.
 
+    Views that take time are drawn when first asked for.
+    """
+
+    seed: int
+    index: int
     label: int  # index in CLASS_NAMES
     background: str  # one of BACKGROUNDS
     image: UInt8[np.ndarray, "size size 3"]  # the photo
-    mask: Bool[np.ndarray, "size size"]  # where the object is
+    mask: Bool[np.ndarray, "size size"]  # where the object is seen
     sketch: UInt8[np.ndarray, "size size"]  # outline drawing: dark lines on white (255)
+    outlines: tuple[Outline, ...] = dataclasses.field(repr=False)  # back to front
+
+    @functools.cached_property
+    def parts(self) -> UInt8[np.ndarray, "size size"]:
+        """The semantic class of each pixel: an index in PART_NAMES, 0 is background."""
+        return world_views.part_mask(self.outlines, len(self.mask))
+
+    @functools.cached_property
+    def scribble(self) -> UInt8[np.ndarray, "size size"]:
+        """The sketch as drawn in a hurry: shaky, with gaps and without some of the lines."""
+        rng = _view_rng(self.seed, self.index, _SCRIBBLE)
+        return world_views.scribble(self.outlines, len(self.mask), rng)
+
+    @functools.cached_property
+    def edges(self) -> UInt8[np.ndarray, "size size"]:
+        """The photo's edges as a detector finds them, dark on white (255)."""
+        return world_views.edge_map(self.image)
+
+    @functools.cached_property
+    def painting(self) -> UInt8[np.ndarray, "size size 3"]:
+        """The photo painted with a broad brush in a few colours, as the strokes of SDEdit."""
+        return world_views.painting(self.image, _view_rng(self.seed, self.index, _PAINTING))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,70 +98,53 @@ class _Placement:
     low: Float[np.ndarray, "2"]  # the object's upper left corner in the picture
     high: Float[np.ndarray, "2"]  # and its lower right one
 
-    def place(self, part: Part, side: int) -> Part:
-        """The part with its lines in pixels of a canvas; its light stays in object coordinates."""
 
-        def pixels(points):
-            # Pillow's pixel centres are whole numbers.
-            return (points @ self.matrix + self.shift) * side - 0.5
+@dataclasses.dataclass(frozen=True)
+class _Object:
+    """A drawn object in its place."""
 
-        strokes = tuple(pixels(line) for line in part.strokes)
-        return dataclasses.replace(part, points=pixels(part.points), strokes=strokes)
+    parts: list[Part]
+    where: _Placement
+    floats: bool
+    flat: bool  # without light
+
+    def outlines(self, hidden: bool) -> list[Outline]:
+        """The parts' lines in the picture; `hidden` drops the lines and keeps what they cover."""
+
+        def picture(points):
+            return points @ self.where.matrix + self.where.shift
+
+        return [
+            Outline(
+                part.name,
+                picture(part.points),
+                part.outline and not hidden,
+                () if hidden else tuple(map(picture, part.strokes)),
+            )
+            for part in self.parts
+        ]
 
 
 def _backdrop(kind: str, rng: np.random.Generator) -> tuple[Float[np.ndarray, "k 3"], _Painter]:
     """The background's main colours and its painter."""
-    start = rng.uniform(size=2)
-    jitter = rng.normal(0, 0.03, 3)
-    turn = rng.uniform(0, 2 * np.pi)
 
-    def pick(shades, spread=1.0) -> Colour:
-        return shades[rng.integers(len(shades))] + spread * jitter
+    def pick(shades) -> Colour:
+        return shades[rng.integers(len(shades))]
 
     if kind == "white":
         return np.ones((1, 3)), lambda x, y, horizon: np.ones((*x.shape, 3), np.float32)
-    if kind in ("grass", "sea"):
-        sky, ground = pick(_SKIES[kind]), pick(_TONES[kind])
-        cloudy = rng.uniform(0, 0.35)
-        hilly = rng.uniform(0, 0.03) if kind == "grass" else 0.0
+    tone = pick(_TONES[kind])
+    if kind in _FAR:
+        far = pick(_FAR[kind])
+        hilly = rng.uniform(0, 0.04) if kind == "grass" else 0.0
+        start = rng.uniform(0, 2 * np.pi)
 
         def paint(x, y, horizon):
-            line = horizon + hilly * np.sin(6 * x + turn)
-            depth = np.clip((y - line) / (1 - line), 0, 1)
-            cloud = np.clip(noise(x * 0.25, y * 0.5, start) - 0.3, 0, 1) * cloudy
-            haze = np.clip(0.35 * y / line + cloud, 0, 1)
-            if kind == "grass":
-                far = 1 / (depth + 0.15)
-                level = 0.82 + 0.22 * depth + 0.06 * noise(x * 0.3 * far, far * 0.35, start)
-            else:
-                wave = np.sin(70 * depth / (depth + 0.5) + 2 * noise(x * 0.15, depth * 0.3, start))
-                level = 1.12 - 0.25 * depth + 0.07 * wave
-            below = (y > line)[..., None]
-            return np.where(below, ground * level[..., None], sky + (1 - sky) * haze[..., None])
+            line = horizon + hilly * np.sin(6 * x + start)
+            return np.where((y > line)[..., None], tone, far)
 
-        return np.stack([ground, sky]), paint
-    if kind == "wood":
-        tone = pick(_TONES[kind])
-        count, upright = int(rng.integers(3, 6)), rng.uniform() < 0.4
-        levels = rng.uniform(0.86, 1.08, count + 1)
-
-        def paint(x, y, horizon):
-            along, across = (y, x) if upright else (x, y)
-            plank = across * count + start[0]
-            index = np.clip(plank.astype(int), 0, count)
-            grain = noise(along * 0.06 + index * 0.37, across * 0.9, start)
-            level = levels[index] + 0.07 * grain
-            return tone * np.where((plank % 1) < 0.05, 0.55, level)[..., None]
-
-        return tone[None], paint
-    tone = pick(_TONES[kind], 1.0 if kind == "plain" else 0.5)
-    slope = rng.uniform(0.1, 0.3) if kind == "plain" else rng.uniform(0.4, 0.9)
-
-    def paint(x, y, horizon):
-        ramp = (x - 0.5) * np.cos(turn) + (y - 0.5) * np.sin(turn)
-        return tone * (1 + slope * ramp)[..., None]
-
-    return tone[None], paint
+        return np.stack([tone, far]), paint
+    return tone[None], lambda x, y, horizon: np.broadcast_to(tone, (*x.shape, 3))
 
 
 def _pose(rng: np.random.Generator, rotation: float, aspect: float) -> Float[np.ndarray, "2 2"]:
@@ -136,14 +156,33 @@ def _pose(rng: np.random.Generator, rotation: float, aspect: float) -> Float[np.
     return np.diag([flip * stretch, 1 / stretch]) @ np.array([[c, s], [-s, c]])
 
 
-def _placement(rng: np.random.Generator, parts: list[Part], pose: np.ndarray) -> _Placement:
-    """A random size and place in the picture for an object in its pose."""
+def _scaled(
+    parts: list[Part], pose: Float[np.ndarray, "2 2"], extent: float
+) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+    """The pose scaled so that the parts span `extent`, and their corners under it."""
     points = np.concatenate([part.points for part in parts])
-    matrix = pose * (rng.uniform(0.58, 0.86) / np.ptp(points @ pose, axis=0).max())
+    matrix = pose * (extent / np.ptp(points @ pose, axis=0).max())
     corners = points @ matrix
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    return matrix, corners.min(axis=0), corners.max(axis=0)
+
+
+def _anywhere(rng: np.random.Generator, parts: list[Part], pose: np.ndarray) -> _Placement:
+    """A random size and place in the picture for an object in its pose."""
+    matrix, low, high = _scaled(parts, pose, rng.uniform(0.44, 0.72))
     room = 1 - 2 * _MARGIN - (high - low)
-    shift = _MARGIN + room * rng.uniform((0.1, 0.25), (0.9, 1.0)) - low
+    shift = _MARGIN + room * rng.uniform(size=2) - low
+    return _Placement(matrix, shift, low + shift, high + shift)
+
+
+def _beside(
+    rng: np.random.Generator, parts: list[Part], pose: np.ndarray, other: _Placement, *, front: bool
+) -> _Placement:
+    """A smaller size and a place over the rim of the `other` object, where there is more room."""
+    matrix, low, high = _scaled(parts, pose, rng.uniform(0.3, 0.42))
+    rim = other.high[0] if other.low[0] + other.high[0] < 1 else other.low[0]
+    foot = other.high[1] + (0.04 if front else -0.08)
+    shift = np.array([rim - (low[0] + high[0]) / 2, foot - high[1]]) + rng.normal(0, 0.02, 2)
+    shift = np.clip(shift, _MARGIN - low, 1 - _MARGIN - high)
     return _Placement(matrix, shift, low + shift, high + shift)
 
 
@@ -158,34 +197,20 @@ def _shadow(
     return (1 - 0.5 * soft).astype(np.float32)
 
 
-def _owners(placed: list[Part], side: int) -> UInt8[np.ndarray, "side side"]:
-    """For each pixel the number of the part that is seen there, from 1; 0 is background."""
-    canvas = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(canvas)
-    for number, part in enumerate(placed, 1):
-        draw.polygon(part.points.ravel().tolist(), fill=number)
-    return np.asarray(canvas)
-
-
 def _object_colours(
-    parts: list[Part],
-    owner: UInt8[np.ndarray, "side side"],
-    inside: Int[np.ndarray, "n"],
-    where: _Placement,
-    *,
-    flat: bool,
+    thing: _Object, owner: UInt8[np.ndarray, "side side"], inside: Int[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n 3"]:
-    """The colours of the object's pixels `inside` (flat indices); `flat` leaves the light out."""
+    """The colours of the object's pixels `inside` (flat indices)."""
     side = len(owner)
     owners = owner.ravel()[inside]
-    rgb = np.array([part.colour for part in parts], np.float32)[owners - 1]
-    if flat:
+    rgb = np.array([part.colour for part in thing.parts], np.float32)[owners - 1]
+    if thing.flat:
         return rgb
     at = np.stack([inside % side, inside // side], axis=1).astype(np.float32)
-    uv = ((at + 0.5) / side - where.shift) @ np.linalg.inv(where.matrix)
+    uv = ((at + 0.5) / side - thing.where.shift) @ np.linalg.inv(thing.where.matrix)
     uv = uv.astype(np.float32)
     level = np.empty(len(owners), np.float32)
-    for number, part in enumerate(parts, 1):
+    for number, part in enumerate(thing.parts, 1):
         here = np.flatnonzero(owners == number)
         if len(here):
             level[here] = part.light(uv[here, 0], uv[here, 1])
@@ -197,37 +222,42 @@ def _object_colours(
     return rgb
 
 
-def _sketch(placed: list[Part], side: int) -> Image.Image:
-    """The outline drawing (side, side): each part's white fill hides the lines behind it."""
-    canvas = Image.new("L", (side, side), 255)
-    draw = ImageDraw.Draw(canvas)
-    pen = max(round(_PEN * side), 1)
-
-    def stroke(points):
-        draw.line(points.ravel().tolist(), fill=_INK, width=pen)
-        step = np.diff(points, axis=0)
-        step = step / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-6)
-        # Pillow leaves square ends, and notches where the turn is large for the pen: round both.
-        smooth = 1 - 0.25 / pen**2
-        sharp = np.concatenate([[True], (step[1:] * step[:-1]).sum(axis=1) < smooth, [True]])
-        r = pen / 2 - 0.5
-        for x, y in points[sharp].tolist():
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=_INK)
-
-    for part in placed:
-        draw.polygon(part.points.ravel().tolist(), fill=255)
-        if part.outline:
-            stroke(np.concatenate([part.points, part.points[:1]]))
-        for line in part.strokes:
-            stroke(line)
-    return canvas
+def _draw_parts(
+    rng: np.random.Generator,
+    kind: ObjectClass,
+    pose: Float[np.ndarray, "2 2"],
+    sun: Float[np.ndarray, "2"],
+    avoid: Float[np.ndarray, "k 3"],
+) -> list[Part]:
+    """The object's parts, under a sun (2,) that shines alike in the picture in any pose."""
+    local = pose @ sun
+    local *= np.linalg.norm(sun) / np.linalg.norm(local)
+    return kind.draw(Kit(rng, np.append(local, np.sqrt(1 - min(sun @ sun, 0.9))), avoid))
 
 
-def draw_scene(seed: int, index: int, *, size: int = 48, label: int | None = None) -> Scene:
+def _companion(
+    rng: np.random.Generator, main: _Object, label: int, sun: np.ndarray, avoid: np.ndarray
+) -> tuple[_Object, bool]:
+    """A smaller object of another class that overlaps the main one, and whether it is in front."""
+    other = (label + int(rng.integers(1, len(CLASS_NAMES)))) % len(CLASS_NAMES)
+    kind = OBJECTS[CLASS_NAMES[other]]
+    front = bool(rng.uniform() < 0.5)
+    pose = _pose(rng, kind.rotation, kind.aspect)
+    avoid = np.concatenate([avoid, [part.colour for part in main.parts]])
+    parts = _draw_parts(rng, kind, pose, sun, avoid)
+    where = _beside(rng, parts, pose, main.where, front=front)
+    return _Object(parts, where, kind.floats, main.flat), front
+
+
+def draw_scene(
+    seed: int, index: int, *, size: int = 48, label: int | None = None, companion: bool = False
+) -> Scene:
     """Draw scene `index` of the world `seed`, `size` pixels a side.
 
     The scene depends on (seed, index) alone, and on `label` where given; `size` changes only
-    the resolution. Raises InputError for a size below 16, an unknown label and negative numbers.
+    the resolution. With `companion` a smaller object of another class stands before or behind
+    the scene's own: it is in the photo and among the parts, and the mask and the sketches lose
+    what it hides. Raises InputError for a size below 16, an unknown label and negative numbers.
     """
     if size < 16:
         raise InputError(f"size is {size}: a scene needs at least 16 pixels a side")
@@ -245,31 +275,43 @@ def draw_scene(seed: int, index: int, *, size: int = 48, label: int | None = Non
 
     pose = _pose(rng, kind.rotation, kind.aspect)
     sun = np.array([rng.choice([-1, 1]) * rng.uniform(0.35, 0.7), -rng.uniform(0.4, 0.65)])
-    local = pose @ sun  # the light comes from the same side of the picture in any pose
-    local *= np.linalg.norm(sun) / np.linalg.norm(local)
-    parts = kind.draw(Kit(rng, np.append(local, np.sqrt(1 - min(sun @ sun, 0.9))), avoid))
-    where = _placement(rng, parts, pose)
-    horizon = min(float(rng.uniform(0.35, 0.7)), float(where.high[1]) - 0.1)
+    parts = _draw_parts(rng, kind, pose, sun, avoid)
+    main = _Object(parts, _anywhere(rng, parts, pose), kind.floats, flat)
+    horizon = min(float(rng.uniform(0.35, 0.7)), float(main.where.high[1]) - 0.1)
+    things = [main]  # back to front
+    if companion:
+        other, front = _companion(_view_rng(seed, index, _COMPANION), main, label, sun, avoid)
+        things.insert(1 if front else 0, other)
 
-    side = size * _SUPERSAMPLE
-    placed = [where.place(part, side) for part in parts]
-    owner = _owners(placed, side)
+    side = size * world_views.SUPERSAMPLE
+    outlines = tuple(outline for thing in things for outline in thing.outlines(thing is not main))
+    owner = world_views.owners(outlines, side)
     axis = (np.arange(side, dtype=np.float32) + 0.5) / side
     x, y = np.broadcast_to(axis, (side, side)), np.broadcast_to(axis[:, None], (side, side))
     # Contiguous, so that the reshape below is a view.
     picture = np.ascontiguousarray(paint(x, y, horizon), dtype=np.float32)
     if background != "white":
-        height = 0.05 if kind.floats else 0.075
-        picture *= _shadow(axis, where, 0.12 * sun[0], height)[..., None]
-    inside = np.flatnonzero(owner)
-    picture.reshape(-1, 3)[inside] = _object_colours(parts, owner, inside, where, flat=flat)
+        for thing in things:
+            height = 0.05 if thing.floats else 0.075
+            picture *= _shadow(axis, thing.where, 0.12 * sun[0], height)[..., None]
+    first = 0
+    for thing in things:
+        last = first + len(thing.parts)
+        own = np.where((owner > first) & (owner <= last), owner - first, 0).astype(np.uint8)
+        inside = np.flatnonzero(own)
+        picture.reshape(-1, 3)[inside] = _object_colours(thing, own, inside)
+        if thing is main:
+            covered = Image.fromarray((own > 0).astype(np.uint8) * 255)
+        first = last
 
     photo = Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
-    covered = Image.fromarray((owner > 0).astype(np.uint8) * 255).reduce(_SUPERSAMPLE)
     return Scene(
+        seed=seed,
+        index=index,
         label=label,
         background=background,
-        image=np.array(photo.reduce(_SUPERSAMPLE)),
-        mask=np.asarray(covered) >= 128,
-        sketch=np.array(_sketch(placed, side).reduce(_SUPERSAMPLE)),
+        image=np.array(photo.reduce(world_views.SUPERSAMPLE)),
+        mask=np.asarray(covered.reduce(world_views.SUPERSAMPLE)) >= 128,
+        sketch=world_views.sketch(outlines, size),
+        outlines=outlines,
     )

@@ -18,20 +18,20 @@ from maskgit_jax.world_shapes import (
     rect,
 )
 
-_BRIGHT = palette("d93a32 e9822b efc233 3f9b49 2d6fc0 7a4bb0 d9558f 27a3a0 b5312f 4a58c8")
-_WARM = palette("e9822b efb52f d93a32 e46a4a d9558f")
-_GREEN = palette("2f7d3a 3f8f35 5c9a34 26683f 7aa83a")
-_CROWN = palette("2b7035 3c8636 1f5f3f 5f9a32 8aa52f c9822a b5532a")
-_WOOD = palette("6e4526 7d5130 8a5a34")
-_CARDBOARD = palette("c1915a b5824c a8794a cfa26b")
-_WALL = palette("e6d3a8 d98f73 c9d3d8 e8c15f b8654b a9c4a0 d8a9a0 8fb0cc")
-_ROOF = palette("a63c2e 7a3b34 4a5a78 5a4a48 33705f 8a4a25")
-_CAP = palette("c9302a b82a3a d9652b a8693a 8a5230 c98a3a")
-_PETAL = palette("e0559a d93a42 f0c02f e8792f 8a56c0 4a72d0 f2a5c0 f0ece4")
-_PALE = palette("f3ead2 efe2c4 e6dcc8")
-_FISH = palette("ee7f27 2f7fc4 e8b92f d9473a 35a38f 7c5cc0 e0689a")
-_HEART = palette("f0b92f e8962a 6e4526 8a3f2a")
-_DRINK = palette("5a3420 7a4a24 b5651d 8a2f2a")
+_BRIGHT = palette("d93a32 e9822b efc233 3f9b49 2d6fc0 7a4bb0 d9558f 27a3a0")
+_WARM = palette("e9822b d93a32 d9558f")
+_GREEN = palette("2f7d3a 5c9a34")
+_CROWN = palette("2f7d3a 5c9a34 c07a2c")
+_WOOD = palette("6e4526 8a5a34")
+_CARDBOARD = palette("c1915a a8794a")
+_WALL = palette("e6d3a8 d98f73 c9d3d8 8fb0cc")
+_ROOF = palette("a63c2e 4a5a78 33705f")
+_CAP = palette("d93a32 e9822b 8a5a34")
+_PETAL = palette("d9558f d93a32 efc233 7a4bb0 2d6fc0 f3ead2")
+_PALE = palette("f3ead2")
+_FISH = palette("e9822b 2d6fc0 efc233 d93a32 27a3a0 7a4bb0")
+_HEART = palette("efc233 6e4526")
+_DRINK = palette("5a3420")
 _TRIM = np.concatenate([_BRIGHT, _PALE])
 
 
@@ -39,7 +39,7 @@ def _ball(kit: Kit) -> list[Part]:
     light = kit.dome(0, 0, 1, 1, gloss=0.75)
     first = kit.pick(_BRIGHT)
     second = kit.pick(_TRIM, unlike=(first,))
-    parts = [Part(arc(0, 0, 1, 1, n=48), first, light)]
+    parts = [Part("ball", arc(0, 0, 1, 1, n=48), first, light)]
     style = kit.rng.choice(3, p=[0.2, 0.5, 0.3])
     if style == 1:  # a beach ball: every other slice between two meridians
         turn = kit.uniform(-60, 0)
@@ -48,7 +48,8 @@ def _ball(kit: Kit) -> list[Part]:
             if b - a > 0.28:  # a sliver at the rim is only a thick line in a sketch
                 t = np.linspace(-np.pi / 2, np.pi / 2, 20)
                 edge = np.stack([np.cos(t), np.sin(t)], axis=1)
-                parts.append(Part(between(edge * [b, 1], edge * [a, 1]), second, light))
+                segment = between(edge * [b, 1], edge * [a, 1])
+                parts.append(Part("ball", segment, second, light))
     elif style == 2:  # a belt around it
         low, high = kit.uniform(5, 22), kit.uniform(-22, -5)
         c, s = np.cos(np.radians([low, high])), np.sin(np.radians([low, high]))
@@ -59,7 +60,7 @@ def _ball(kit: Kit) -> list[Part]:
             arc(0, 0, 1, 1, 180 - low, 180 - high, 6),
             arc(0, s[1], c[1], bulge, 180, 0, 20),
         ]
-        parts.append(Part(np.concatenate(points), second, light))
+        parts.append(Part("ball", np.concatenate(points), second, light))
     return parts
 
 
@@ -88,7 +89,7 @@ def _box(kit: Kit) -> list[Part]:
     sides = (0.9, 0.62) if kit.sun[0] < 0 else (0.62, 0.9)
     style = kit.rng.choice(["gift", "parcel", "crate"])
     if np.linalg.norm(kit.avoid - _CARDBOARD.mean(axis=0), axis=1).min() < 0.35:
-        style = "gift"  # brown boxes would drown in front of brown planks
+        style = "gift"  # brown boxes would drown on a brown table
     colour = kit.pick(_BRIGHT if style == "gift" else _CARDBOARD)
     trim = kit.pick(_TRIM, unlike=(colour,))
     grain = 0.015 if style == "gift" else 0.04
@@ -96,19 +97,20 @@ def _box(kit: Kit) -> list[Part]:
     parts = []
     for name, level in zip(faces, (1.08, *sides), strict=True):
         light = kit.plane(level * dim, dv=-0.08, grain=grain)
-        parts.append(Part(patch(name, 0, 1, 0, 1), colour, light))
+        face = "box top" if name == "top" else "box side"
+        parts.append(Part(face, patch(name, 0, 1, 0, 1), colour, light))
         if style == "gift":
-            parts.append(Part(patch(name, 0.4, 0.6, 0, 1), trim, light))
+            parts.append(Part("box trim", patch(name, 0.4, 0.6, 0, 1), trim, light))
             if name == "top":
-                parts.append(Part(patch(name, 0, 1, 0.4, 0.6), trim, light))
+                parts.append(Part("box trim", patch(name, 0, 1, 0.4, 0.6), trim, light))
         elif style == "parcel" and name != "left":
             tape = np.clip(colour * 0.6 + 0.36, 0, 0.95)
             end = 1 if name == "top" else 0.3
-            parts.append(Part(patch(name, 0.42, 0.58, 0, end), tape, light))
+            parts.append(Part("box trim", patch(name, 0.42, 0.58, 0, end), tape, light))
         elif style == "crate":
             board = kit.plane(level * 1.12, grain=0.06)
             for t0, t1 in ((0.0, 0.22), (0.78, 1.0)):
-                parts.append(Part(patch(name, 0, 1, t0, t1), colour, board))
+                parts.append(Part("box trim", patch(name, 0, 1, t0, t1), colour, board))
     return parts
 
 
@@ -123,13 +125,13 @@ def _cone(kit: Kit) -> list[Part]:
         light = kit.tube(base * 1.35, 0.8, base * 1.35, 1, grain=0.02)
         rx, ry = base * 1.3, base * squash * 1.3
         disc = [arc(0, 0.78, rx, ry, 180, 360, 20), arc(0, 0.86, rx, ry, 0, 180, 20)]
-        parts.append(Part(np.concatenate(disc), foot, light))
+        parts.append(Part("cone foot", np.concatenate(disc), foot, light))
     light = kit.tube(*side, gloss=0.12, grain=0.02)
-    parts.append(Part(frustum(*side, squash, top=-1), colour, light))
+    parts.append(Part("cone body", frustum(*side, squash, top=-1), colour, light))
     if banded:
         trim = kit.pick(np.concatenate([_PALE, _BRIGHT[1:3]]), unlike=(colour,))
         for y in (-0.55, 0.05) if kit.chance(0.6) else (-0.25,):
-            parts.append(Part(belt(*side, squash, y, y + 0.3), trim, light))
+            parts.append(Part("cone body", belt(*side, squash, y, y + 0.3), trim, light))
     return parts
 
 
@@ -157,26 +159,27 @@ def _star(kit: Kit) -> list[Part]:
     # Only the ridges: the valleys too would clot in the middle of a small sketch.
     strokes = tuple(np.stack([np.zeros(2), p]) for p in points[::2]) if faceted else ()
     colour = kit.pick(np.concatenate([_WARM[1:2], _BRIGHT[2:3], _BRIGHT]))
-    return [Part(points, colour, light, strokes=strokes)]
+    return [Part("star", points, colour, light, strokes=strokes)]
 
 
 def _tree(kit: Kit) -> list[Part]:
     colour = kit.pick(_CROWN, far=0.3)
     bark = kit.pick(_WOOD, far=0.25)
-    wide = kit.uniform(0.1, 0.17)
-    trunk = kit.tube(wide, 0, wide * 1.4, 1, grain=0.1)
-    parts = [Part(frustum(wide, 0, wide * 1.4, 0.98, 0.2), bark, trunk)]
+    wide = kit.uniform(0.13, 0.2)
+    trunk = kit.tube(wide, 0, wide * 1.4, 1, grain=0.05)
+    parts = [Part("tree trunk", frustum(wide, 0, wide * 1.4, 0.98, 0.2), bark, trunk)]
     if kit.chance(0.4):  # a conifer: three skirts, the lowest one first
         for y, half in ((0.5, 0.72), (0.05, 0.58), (-0.38, 0.42)):
             x = np.linspace(1, -1, 11)
             hem = np.stack([x * half, y + 0.1 * (1 - x * x) - 0.06 * (np.arange(11) % 2)], axis=1)
             top = max(y - 0.85, -1)
-            round_light = kit.tube(0.02, top, half, y + 0.05, grain=0.11, scale=(0.5, 0.35))
+            round_light = kit.tube(0.02, top, half, y + 0.05, grain=0.06, scale=(0.5, 0.35))
 
             def light(u, v, y=y, round_light=round_light):  # darker under the skirt above
                 return round_light(u, v) - 0.25 * np.clip((y - 0.2 - v) * 2, 0, 1)
 
-            parts.append(Part(np.concatenate([hem, poly(0, top)]), colour, light))
+            skirt = np.concatenate([hem, poly(0, top)])
+            parts.append(Part("tree crown", skirt, colour, light))
         return parts
     blobs = [(0, -0.3, 0.78, 0.68)]
     if kit.chance(0.6):
@@ -185,14 +188,14 @@ def _tree(kit: Kit) -> list[Part]:
         t = np.linspace(0, 2 * np.pi, 72, endpoint=False)
         bump = 0.93 + 0.13 * np.abs(np.sin(t * (3 if len(blobs) > 1 else 4.5) + kit.uniform(0, 3)))
         points = np.stack([cx + rx * bump * np.cos(t), cy + ry * bump * np.sin(t)], axis=1)
-        light = kit.dome(cx, cy, rx * 1.1, ry * 1.1, grain=0.11, scale=0.5)
-        parts.append(Part(points, colour, light))
+        light = kit.dome(cx, cy, rx * 1.1, ry * 1.1, grain=0.06, scale=0.5)
+        parts.append(Part("tree crown", points, colour, light))
     if kit.chance(0.3):
         fruit = kit.pick(_WARM, unlike=(colour,))
         for x, y in ((-0.45, -0.15), (0.4, -0.2), (0.05, -0.6), (-0.05, 0.0)):
             x, y = x + kit.uniform(-0.08, 0.08), y + kit.uniform(-0.08, 0.08)
             light = kit.dome(x, y, 0.1, 0.1, gloss=0.4)
-            parts.append(Part(arc(x, y, 0.09, 0.09, n=14), fruit, light))
+            parts.append(Part("tree fruit", arc(x, y, 0.09, 0.09, n=14), fruit, light))
     return parts
 
 
@@ -200,8 +203,8 @@ def _house(kit: Kit) -> list[Part]:
     wall, roof = kit.pick(_WALL), kit.pick(_ROOF, far=0.3)
     door = kit.pick(np.concatenate([_BRIGHT, _WOOD]), unlike=(wall,))
     glass = np.array([0.3, 0.42, 0.55]) if wall.mean() > 0.5 else np.array([0.75, 0.86, 0.92])
-    masonry = bricks(7, 4, 0.1) if kit.chance(0.5) else None
-    tiles = bricks(8, 5, 0.13)
+    masonry = bricks(5, 3, 0.06) if kit.chance(0.5) else None
+    tiles = bricks(5, 3, 0.07)
     front = kit.plane(1.0, dv=0.1, du=0.06 * kit.sun[0], grain=0.025, pattern=masonry)
     top = kit.plane(1.0, dv=0.15, grain=0.03, pattern=tiles)
     pane = kit.plane(0.95, du=0.5, dv=-0.5)
@@ -213,21 +216,24 @@ def _house(kit: Kit) -> list[Part]:
         def bars(u, v):
             return pane(u, v) + 0.8 * ((np.abs(u - x) < 0.025) | (np.abs(v - y) < 0.025))
 
-        return Part(rect(x - half, y - half, x + half, y + half), glass, bars, strokes=cross)
+        frame = rect(x - half, y - half, x + half, y + half)
+        return Part("house window", frame, glass, bars, strokes=cross)
 
     if kit.chance(0.75):  # chimney
         x = kit.uniform(0.3, 0.45)
         stone = kit.pick(_ROOF, far=0.3, unlike=(roof,))
-        parts.append(Part(rect(x, -0.85, x + 0.2, -0.2), stone, kit.plane(0.9, grain=0.05)))
+        stack = rect(x, -0.85, x + 0.2, -0.2)
+        parts.append(Part("house chimney", stack, stone, kit.plane(0.9, grain=0.05)))
     if kit.chance(0.5):  # seen from the front
         flat = kit.uniform(0.0, 0.45)
+        slope = poly(-0.95, -0.1, -flat, -0.95, flat, -0.95, 0.95, -0.1)
         parts += [
-            Part(rect(-0.75, -0.2, 0.75, 0.9), wall, front),
-            Part(poly(-0.95, -0.1, -flat, -0.95, flat, -0.95, 0.95, -0.1), roof, top),
+            Part("house wall", rect(-0.75, -0.2, 0.75, 0.9), wall, front),
+            Part("house roof", slope, roof, top),
         ]
         side = -1 if kit.chance(0.5) else 1
         x = side * kit.uniform(0.0, 0.3)
-        parts.append(Part(rect(x - 0.17, 0.3, x + 0.17, 0.9), door, pane))
+        parts.append(Part("house door", rect(x - 0.17, 0.3, x + 0.17, 0.9), door, pane))
         parts.append(window(x - side * 0.47, 0.36, 0.17))
         if abs(x) < 0.12:
             parts.append(window(x + side * 0.47, 0.36, 0.17))
@@ -238,11 +244,13 @@ def _house(kit: Kit) -> list[Part]:
     gable = kit.plane(level, dv=0.08, grain=0.025, pattern=masonry)
     flank = kit.plane(1.78 - level, dv=0.08, grain=0.025, pattern=masonry)
     slope = poly(-0.5, ridge - 0.03, 0.55, ridge - 0.03 - rise, 1, -0.03 - rise, 0, 0.02)
+    long = poly(-0.05, -0.1, 0.9, -0.1 - rise, 0.9, 0.85 - rise, -0.05, 0.95)
+    short = poly(-0.9, -0.1, -0.475, ridge, -0.05, -0.1, -0.05, 0.95, -0.9, 0.95)
     parts += [
-        Part(poly(-0.05, -0.1, 0.9, -0.1 - rise, 0.9, 0.85 - rise, -0.05, 0.95), wall, flank),
-        Part(poly(-0.9, -0.1, -0.475, ridge, -0.05, -0.1, -0.05, 0.95, -0.9, 0.95), wall, gable),
-        Part(slope, roof, top),
-        Part(rect(-0.63, 0.35, -0.32, 0.95), door, pane),
+        Part("house wall", long, wall, flank),
+        Part("house wall", short, wall, gable),
+        Part("house roof", slope, roof, top),
+        Part("house door", rect(-0.63, 0.35, -0.32, 0.95), door, pane),
         window(0.42, 0.32, 0.18),
     ]
     return parts
@@ -264,35 +272,35 @@ def _fish(kit: Kit) -> list[Part]:
     def light(u, v):
         h = np.maximum(half((0.95 - u) / 1.45), 0.05)
         y = np.clip(v / h, -1, 1)
-        scales = np.sin(u * 24 + 2.2 * np.abs(np.sin(v * 17))) * 0.07 * (u < 0.4)
+        scales = np.sin(u * 24 + 2.2 * np.abs(np.sin(v * 17))) * 0.04 * (u < 0.4)
         lit = y * kit.sun[1] + np.sqrt(1 - y * y) * kit.sun[2]
         shine = 0.3 * np.maximum(1 - 9 * (y + 0.45) ** 2, 0)
         return 0.5 + 0.58 * np.maximum(lit, 0) + scales + shine
 
-    ray = kit.plane(0.92, pattern=lambda u, v: 0.12 * np.sin(26 * v + 8 * u))
-    comb = kit.plane(0.95, pattern=lambda u, v: 0.12 * np.sin(30 * u + 8 * v))
+    ray = kit.plane(0.92, pattern=lambda u, v: 0.07 * np.sin(26 * v + 8 * u))
+    comb = kit.plane(0.95, pattern=lambda u, v: 0.07 * np.sin(30 * u + 8 * v))
     spread = kit.uniform(0.38, 0.55)
     tail = poly(-0.38, 0, -0.7, -0.14, -1.05, -spread, -0.9, 0, -1.05, spread, -0.7, 0.14)
     crest = arc(0.12, -tall * 0.6, 0.42, tall * 0.8, 180, 360, 14)
     parts = [
-        Part(tail, fin, ray),
-        Part(crest, fin, comb),
-        Part(poly(0.1, tall * 0.7, -0.25, tall + 0.22, -0.3, tall * 0.5), fin, comb),
-        Part(band(np.linspace(0, 1, 24)), colour, light),
+        Part("fish tail", tail, fin, ray),
+        Part("fish fin", crest, fin, comb),
+        Part("fish fin", poly(0.1, tall * 0.7, -0.25, tall + 0.22, -0.3, tall * 0.5), fin, comb),
+        Part("fish body", band(np.linspace(0, 1, 24)), colour, light),
     ]
     if kit.chance(0.6):
         for a in (0.53, 0.75) if kit.chance(0.6) else (0.58,):
-            parts.append(Part(band(np.linspace(a, a + 0.13, 5)), stripe, light))
+            parts.append(Part("fish body", band(np.linspace(a, a + 0.13, 5)), stripe, light))
     else:
         side_fin = poly(0.2, 0.0, -0.16, -0.06, -0.22, 0.2, 0.08, 0.18)
-        parts.append(Part(side_fin, fin, ray))
+        parts.append(Part("fish fin", side_fin, fin, ray))
     gill = arc(0.26, 0, 0.12, tall * 0.66, -75, 75, 12)
     x, y = 0.62, -tall * 0.22
     white, black = np.array([0.95, 0.95, 0.92]), np.array([0.07, 0.07, 0.1])
     # In a sketch the eye is a dot: the white's outline would fill up.
     parts += [
-        Part(arc(x, y, 0.12, 0.12), white, kit.plane(), outline=False, strokes=(gill,)),
-        Part(arc(x + 0.02, y, 0.06, 0.06, n=14), black, kit.plane()),
+        Part("fish eye", arc(x, y, 0.12, 0.12), white, kit.plane(), False, (gill,)),
+        Part("fish eye", arc(x + 0.02, y, 0.06, 0.06, n=14), black, kit.plane()),
     ]
     return parts
 
@@ -310,8 +318,8 @@ def _mushroom(kit: Kit) -> list[Part]:
     light = kit.dome(0, 0.05, 0.98, height * 1.12, gloss=0.4, grain=0.015)
     hat = [arc(0, 0, 0.95, height, 180, 360, 30), arc(0, 0, 0.95, sag, 0, 180, 24)]
     parts = [
-        Part(frustum(wide, 0, wide * 1.25, 0.92, 0.3), stem, stalk),
-        Part(np.concatenate(hat), cap, light),
+        Part("mushroom stem", frustum(wide, 0, wide * 1.25, 0.92, 0.3), stem, stalk),
+        Part("mushroom cap", np.concatenate(hat), cap, light),
     ]
     if kit.chance(0.75):
         dots = kit.pick(_PALE, far=0.3, unlike=(cap,))
@@ -320,7 +328,7 @@ def _mushroom(kit: Kit) -> list[Part]:
             x, y = x + kit.uniform(-0.06, 0.06), (y + kit.uniform(-0.05, 0.05)) * height
             r = kit.uniform(0.09, 0.14) * (1 if y < -0.12 else 0.7)
             rx, ry = r * (1 - 0.5 * x * x), r * (0.9 - 0.3 * (y / height) ** 2)
-            parts.append(Part(arc(x, y, rx, ry, n=18), dots, light))
+            parts.append(Part("mushroom spot", arc(x, y, rx, ry, n=18), dots, light))
     return parts
 
 
@@ -334,28 +342,31 @@ def _cup(kit: Kit) -> list[Part]:
     parts = []
     if kit.chance(0.3):
         saucer, china = arc(0, 0.78, 0.98, 0.98 * squash), kit.pick(_PALE, unlike=(colour,))
-        parts.append(Part(saucer, china, kit.plane(0.95, du=0.1, dv=0.1)))
+        parts.append(Part("cup saucer", saucer, china, kit.plane(0.95, du=0.1, dv=0.1)))
     middle, size = (high + 0.7) / 2, (0.7 - high) * 0.3
+    round_light = kit.dome(foot, middle, size + 0.4, size + 0.2)
     ring = [
-        arc(foot, middle, size + 0.14, size, -100, 100, 24),
-        arc(foot, middle, size, size * 0.62, 100, -100, 24),
+        arc(foot, middle, size + 0.18, size, -100, 100, 24),
+        arc(foot, middle, size, size * 0.58, 100, -100, 24),
     ]
     parts += [
-        Part(np.concatenate(ring), colour, kit.dome(foot, middle, size + 0.4, size + 0.2)),
-        Part(frustum(*side, squash), colour, light),
+        Part("cup handle", np.concatenate(ring), colour, round_light),
+        Part("cup body", frustum(*side, squash), colour, light),
     ]
     if kit.chance(0.5):
         y0 = kit.uniform(0.0, 0.25)
         y1 = y0 + kit.uniform(0.15, 0.3)
-        parts.append(Part(belt(*side, squash, y0, y1), trim, light))
+        parts.append(Part("cup body", belt(*side, squash, y0, y1), trim, light))
     drink = kit.pick(_DRINK, far=0.1, unlike=(colour,))
     dip = 0.36 * top * squash
     wall = kit.plane(0.66, du=-0.35 * kit.sun[0])
+    inner = arc(0, high, top * 0.88, top * squash * 0.84)
+    surface = arc(0, high + dip / 2, top * 0.76, top * squash * 0.62)
     parts += [
-        Part(arc(0, high, top, top * squash), colour, kit.plane(1.12)),
+        Part("cup inside", arc(0, high, top, top * squash), colour, kit.plane(1.12)),
         # Only the rim and the drink are drawn as lines: a third ellipse between them would clot.
-        Part(arc(0, high, top * 0.88, top * squash * 0.84), colour, wall, outline=False),
-        Part(arc(0, high + dip / 2, top * 0.76, top * squash * 0.62), drink, kit.plane(du=0.2)),
+        Part("cup inside", inner, colour, wall, outline=False),
+        Part("cup drink", surface, drink, kit.plane(du=0.2)),
     ]
     return parts
 
@@ -367,16 +378,17 @@ def _flower(kit: Kit) -> list[Part]:
     cy, bend = -0.38, kit.uniform(-0.22, 0.22)
     y = np.linspace(cy, 1, 12)
     x = bend * ((y - cy) / (1 - cy)) ** 2
-    stem = between(np.stack([x - 0.055, y], axis=1), np.stack([x + 0.055, y], axis=1))
-    parts = [Part(stem, green, kit.plane(0.85, du=0.8 * float(np.sign(kit.sun[0]))))]
+    stem = between(np.stack([x - 0.085, y], axis=1), np.stack([x + 0.085, y], axis=1))
+    light = kit.plane(0.85, du=0.8 * float(np.sign(kit.sun[0])))
+    parts = [Part("flower stem", stem, green, light)]
     for side in (-1, 1) if kit.chance(0.6) else (1,):
         t = np.linspace(0, 1, 14)
         lift = kit.uniform(0.25, 0.45)
-        half = np.outer(0.13 * np.sin(np.pi * t**0.8), (0, 1))
+        half = np.outer(0.17 * np.sin(np.pi * t**0.8), (0, 1))
         at = np.array([bend * 0.35, kit.uniform(0.55, 0.75)])
         mid = at + np.stack([side * 0.58 * t, -lift * t**1.3], axis=1)
         leaf = between(mid - half, mid + half)
-        parts.append(Part(leaf, green, kit.plane(0.95, du=-0.2 * side, grain=0.06)))
+        parts.append(Part("flower leaf", leaf, green, kit.plane(0.95, du=-0.2 * side, grain=0.06)))
     count = int(kit.rng.integers(5, 9))
     long, turn = kit.uniform(0.52, 0.62), kit.uniform(0, 360)
     wide = long * min(0.74 * np.pi / count, 0.36)
@@ -393,11 +405,48 @@ def _flower(kit: Kit) -> list[Part]:
             return 0.6 + 0.45 * along / long + 0.2 * facing - 1.5 * across + veins
 
         points = shape @ np.array([[c, s], [-s, c]]) + [0, cy]
-        parts.append(Part(points, petal, light))
+        parts.append(Part("flower petal", points, petal, light))
     r = kit.uniform(0.17, 0.24)
     core = kit.dome(0, cy, r, r, grain=0.1, scale=0.8)
-    parts.append(Part(arc(0, cy, r, r, n=28), heart, core))
+    parts.append(Part("flower heart", arc(0, cy, r, r, n=28), heart, core))
     return parts
+
+
+# Painted patterns (stripes, belts) belong to the part they are painted on.
+PART_NAMES: tuple[str, ...] = (
+    "background",
+    "ball",
+    "box top",
+    "box side",
+    "box trim",  # ribbon, tape, boards
+    "cone body",
+    "cone foot",
+    "star",
+    "tree trunk",
+    "tree crown",
+    "tree fruit",
+    "house wall",
+    "house roof",
+    "house door",
+    "house window",
+    "house chimney",
+    "fish body",
+    "fish tail",
+    "fish fin",
+    "fish eye",
+    "mushroom stem",
+    "mushroom cap",
+    "mushroom spot",
+    "cup body",
+    "cup handle",
+    "cup saucer",
+    "cup inside",
+    "cup drink",
+    "flower stem",
+    "flower leaf",
+    "flower petal",
+    "flower heart",
+)
 
 
 @dataclasses.dataclass(frozen=True)

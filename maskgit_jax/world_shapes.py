@@ -1,4 +1,4 @@
-"""What the demo world is drawn with: parts, polygons, noise, lights and the drawing kit.
+"""What the demo world is drawn with: parts, outlines, polygons, noise, lights, the drawing kit.
 
 Object coordinates run from about -1 to 1, y down. Colours are RGB in [0, 1].
 """
@@ -19,11 +19,22 @@ Light = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class Part:
     """A closed polygon with its colour, and light on the same coordinates."""
 
+    name: str  # one of world_objects.PART_NAMES
     points: Points
     colour: Colour
     light: Light
     outline: bool = True  # whether the sketch shows the part's edge
     strokes: tuple[Points, ...] = ()  # open lines that only the sketch shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """A part's lines in the picture: coordinates run from 0 to 1, in sides of the picture."""
+
+    name: str
+    points: Points
+    closed: bool  # whether the edge is drawn; it hides what is behind it in either case
+    strokes: tuple[Points, ...]
 
 
 def palette(codes: str) -> Float[np.ndarray, "k 3"]:
@@ -126,10 +137,8 @@ class Kit:
         return bool(self.rng.uniform() < p)
 
     def pick(self, shades: np.ndarray, *, far: float = 0.36, unlike: tuple = ()) -> Colour:
-        """A jittered palette colour, about `far` from the background's colours and `unlike`."""
+        """A palette colour, about `far` from the background's colours and `unlike`."""
         shades = shades[self.rng.integers(len(shades), size=5)]
-        shades = shades * self.rng.uniform(0.88, 1.1, (5, 1)) + self.rng.normal(0, 0.025, (5, 3))
-        shades = np.clip(shades, 0.03, 0.97)
         others = np.concatenate([self.avoid, np.reshape(unlike, (-1, 3))])
         gaps = np.linalg.norm(shades[:, None] - others, axis=-1)
         near = gaps.min(axis=1)

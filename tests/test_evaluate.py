@@ -1,7 +1,6 @@
-"""The evaluation: its figures on hand-made inputs, and the command itself."""
+"""The evaluation command, as a user runs it."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -9,68 +8,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.judge import mean_and_error, shared_token_share, white_background
 from maskgit_jax import checkpoint, config, world
 from maskgit_jax.model import builtin_folder
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_white_background_looks_at_the_border_alone():
-    white = np.ones((10, 10, 3), np.float32)
-    framed_dark = white.copy()
-    framed_dark[1:-1, 1:-1] = 0.0
-    framed_white = np.zeros_like(white)
-    framed_white[1:-1, 1:-1] = 1.0
-    yellowish = white * np.float32([1, 1, 0.93])
-    images = np.stack([white, framed_dark, framed_white, yellowish])
-    np.testing.assert_array_equal(white_background(images), [True, True, False, False])
-
-
-def test_white_background_needs_three_fifths_of_the_border():
-    border = [(y, x) for y in range(11) for x in range(11) if y in (0, 10) or x in (0, 10)]
-    assert len(border) == 40  # each pixel once, corners too
-    images = np.ones((2, 11, 11, 3), np.float32)
-    for image, dark in zip(images, (16, 17), strict=True):
-        for y, x in border[:dark]:
-            image[y, x, 1] = 0.9
-    np.testing.assert_array_equal(white_background(images), [True, False])
-
-
-def test_white_background_agrees_with_the_world():
-    scenes = [world.draw_scene(4, index) for index in range(100)]
-    images = np.stack([scene.image for scene in scenes]).astype(np.float32) / 255
-    expected = [scene.background == "white" for scene in scenes]
-    np.testing.assert_array_equal(white_background(images), expected)
-
-
-def test_shared_token_share_counts_the_cells_that_the_mask_touches():
-    masks = np.zeros((3, 8, 8), bool)
-    masks[0, 1, 1] = True  # one pixel: cell 0 of 4 x 4
-    masks[1, 1:3, 1:3] = True  # cells 0, 1, 4, 5
-    sketch_ids = np.tile(np.arange(16), (3, 1))
-    ids = np.full((3, 16), 99)
-    ids[0, [0, 7]] = [0, 7]  # cell 7 is outside the mask
-    ids[1, [0, 1, 4, 15]] = [0, 1, 4, 15]
-    ids[2] = sketch_ids[2]
-    np.testing.assert_allclose(shared_token_share(ids, sketch_ids, masks), [1.0, 0.75, 0.0])
-
-
-def test_mean_and_error_of_known_samples():
-    mean, error = mean_and_error(np.array([1.0, 2.0, 3.0, 6.0]))
-    # Deviations -2, -1, 0, 3: variance 14 / 3.
-    assert mean == 3.0 and error == pytest.approx(math.sqrt(14 / 3 / 4))
-    shares = np.array([True] * 30 + [False] * 10)
-    mean, error = mean_and_error(shares)
-    assert mean == 0.75 and error == pytest.approx(math.sqrt(0.75 * 0.25 / 39))
-    mean, error = mean_and_error(np.array([0.5]))
-    assert mean == 0.5 and math.isnan(error)
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess:
@@ -116,17 +62,28 @@ def write_random_model(folder: Path, **changes) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--num_sketches=0"], "--num_sketches=0: expected 1 or more"),
-        (["--num_sketches=many"], "num_sketches"),
-        (["--unguided_steps=0"], "--unguided_steps=0: expected 1 or more"),
-        (["--model=no/such/folder"], "no/such/folder"),
-        (["--model=imagenet256"], "--model=imagenet256: an ImageNet model"),
-        (["--output_dir=/proc/here"], "--output_dir=/proc/here: cannot write there"),
-    ],
-)
+BAD_FLAGS = [
+    (["--num_sketches=4"], "--num_sketches=4: expected 5 or more"),
+    (["--lambda_s_curve=0,1.5"], "--lambda_s_curve=0,1.5: expected numbers from 0 to 1"),
+    (["--model=imagenet256"], "--model=imagenet256: an ImageNet model"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            (["--num_sketches=many"], "num_sketches"),
+            (["--num_reference=0"], "--num_reference=0: expected 5 or more"),
+            (["--unguided_steps=0"], "--unguided_steps=0: expected 1 or more"),
+            (["--lambda_s_curve=a"], "--lambda_s_curve=a: expected numbers from 0 to 1"),
+            (["--condition=photo"], "condition"),
+            (["--drawings=x", "--condition=edges"], "--drawings takes no --lambda_s_curve"),
+            (["--drawings=no/such"], "--drawings=no/such: found 0 pictures, expected 2 or more"),
+            (["--model=no/such/folder"], "no/such/folder"),
+            (["--output_dir=/proc/here"], "--output_dir=/proc/here: cannot write there"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_FLAGS)
 def test_bad_flags_end_in_one_line(arguments, message):
     result = evaluate(*arguments)
     assert result.returncode == 2 and result.stdout == ""
@@ -149,45 +106,96 @@ def test_a_model_of_other_classes_or_a_setting_out_of_range_is_refused(tmp_path)
         assert result.stderr.count("\n") == 1 and message in result.stderr
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_random_model(tmp_path_factory.mktemp("evaluate") / "model")
+
+
+ROWS = [
+    "real photos",
+    "tokenizer round trip",
+    "sketches as answers",
+    "unguided",
+    "guided, other sketches",
+    "lambda_s = 0",
+    "guided",
+    "guided, lambda_s = 0.5",
+]
+
+
 @pytest.mark.slow
-def test_evaluation_of_a_random_model(tmp_path):
-    model, out = write_random_model(tmp_path / "model"), tmp_path / "out"
-    flags = [f"--model={model}", "--num_sketches=14", "--num_steps=3", "--seed=5"]
+def test_evaluation_of_a_random_model(model, tmp_path):
+    out = tmp_path / "out"
+    flags = [f"--model={model}", "--num_sketches=14", "--num_reference=60", "--num_steps=3"]
+    flags += ["--lambda_s_curve=0,0.5,0.9", "--condition=scribble", "--seed=5"]
     result = evaluate(*flags, f"--output_dir={out}")
     assert result.returncode == 0, result.stderr
     evaluation = json.loads((out / "evaluation.json").read_text())
-    assert evaluation["settings"]["num_steps"] == 3 and evaluation["settings"]["seed"] == 5
+    settings = evaluation["settings"]
+    assert settings["num_steps"] == 3 and settings["seed"] == 5 and settings["num_sketches"] == 14
     rows = {row["pictures"]: row for row in evaluation["rows"]}
-    assert list(rows) == [
-        "real photos",
-        "tokenizer round trip",
-        "sketches as answers",
-        "unguided",
-        "lambda_s = 0",
-        "guided",
-        "guided, other sketches",
-    ]
-    assert {row["n"] for row in rows.values()} == {14}
-    assert rows["real photos"]["silhouette_iou"]["mean"] > 0.8
-    assert rows["real photos"]["class_accuracy"]["mean"] > 0.8
-    assert rows["real photos"]["structure_distance"] is None
-    sketches = rows["sketches as answers"]
-    assert sketches["white_background"] == {"mean": 1.0, "standard_error": 0.0}
-    assert sketches["sketch_tokens"] == {"mean": 1.0, "standard_error": 0.0}
-    assert sketches["structure_distance"]["mean"] == pytest.approx(0, abs=1e-6)
-    assert rows["guided"]["structure_distance"]["mean"] > 0
+    assert list(rows) == ROWS
+    photos, sketches = rows["real photos"], rows["sketches as answers"]
+    assert photos["silhouette_iou"]["value"] > 0.8 and photos["part_miou"]["value"] > 0.5
+    assert photos["class_accuracy"]["value"] > 0.9 and photos["structure_distance"] is None
+    assert photos["precision"]["value"] > 0.7 and photos["recall"]["value"] > 0.7
+    assert sketches["white_background"] == {"value": 1.0, "standard_error": 0.0}
+    assert sketches["sketch_tokens"] == {"value": 1.0, "standard_error": 0.0}
+    assert sketches["edge_f_score"]["value"] > 0.95
+    assert sketches["ink_to_edge"]["value"] < 0.03
+    assert sketches["structure_distance"]["value"] == pytest.approx(0, abs=1e-6)
+    assert rows["guided"]["structure_distance"]["value"] > 0
+    # A tokenizer without training paints nothing: farther from photos than drawings are.
+    for name in ("unguided", "guided"):
+        distances = [rows[key]["frechet_distance"]["value"] for key in ("real photos", name)]
+        assert distances[1] > 2 * distances[0]
+        assert rows[name]["silhouette_iou"]["value"] < 0.5
+    assert evaluation["tokenizer"]["psnr"]["value"] < 20
 
     # The table says the same.
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("pictures ") and lines[0].endswith(" n")
-    for line, row in zip(lines[1:8], rows.values(), strict=True):
+    assert lines[0].startswith("| pictures ") and len({len(line) for line in lines[:10]}) == 1
+    for line, (name, row) in zip(lines[2:10], rows.items(), strict=True):
         iou = row["silhouette_iou"]
-        assert line.startswith(row["pictures"])
-        assert f"{iou['mean']:.3f} ± {iou['standard_error']:.3f}" in line
+        assert line.startswith(f"| {name} ")
+        assert f"| {iou['value']:.3f} ± {iou['standard_error']:.3f} |" in line
+    assert lines[10].startswith("n = 14 scenes, 60 reference photos")
 
     with Image.open(out / "grid.png") as grid:
         assert grid.size == (12 * (96 + 10) + 8, 4 * (96 + 10) + 8)
+    with Image.open(out / "tradeoff.png") as plot:
+        assert min(plot.size) >= 500
 
     # Random numbers are the seed's and the scene's: batches do not matter.
     again = evaluate(*flags, "--batch_size=14")
-    assert again.returncode == 0 and again.stdout.splitlines()[:8] == lines[:8]
+    assert again.returncode == 0 and again.stdout.splitlines()[:12] == lines[:12]
+
+
+@pytest.mark.slow
+def test_evaluation_of_drawings(model, tmp_path):
+    folder, out = tmp_path / "drawings", tmp_path / "out"
+    (folder / "fish").mkdir(parents=True)
+    for index in range(6):
+        label = world.CLASS_NAMES.index("fish" if index % 2 else "house")
+        sketch = Image.fromarray(world.draw_scene(3, index, label=label).sketch)
+        sketch.save(folder / ("fish" if index % 2 else "") / f"house_{index}.png")
+    result = evaluate(
+        f"--model={model}", f"--drawings={folder}", "--num_steps=2", f"--output_dir={out}"
+    )
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["settings"]["num_drawings"] == 6
+    unguided, guided = evaluation["rows"]
+    assert (unguided["pictures"], guided["pictures"]) == ("unguided", "guided")
+    for row in (unguided, guided):
+        for name in ("nearer_than_same_class", "nearer_than_other_class", "class_accuracy"):
+            # Six drawings, one or two samples of each.
+            assert row[name]["value"] * 12 == pytest.approx(round(row[name]["value"] * 12))
+    assert guided["structure_distance"]["value"] > 0
+    assert "n = 6 drawings, 2 guided samples of each" in result.stdout
+    with Image.open(out / "grid.png") as grid:
+        assert grid.size == (6 * (96 + 10) + 8, 4 * (96 + 10) + 8)
+
+    Image.new("RGB", (20, 20)).save(folder / "dragon_1.png")
+    result = evaluate(f"--model={model}", f"--drawings={folder}")
+    assert result.returncode == 2 and "dragon_1.png: unknown label 'dragon'" in result.stderr

@@ -142,7 +142,8 @@ def test_masksketch_decoding(model, case):
     @jax.jit
     def run(settings, key):
         other_token = jnp.int32(params["unconditional_class_token"])
-        guide = masksketch.make_guide(*modules, sketch, start, other_token, settings)
+        no_paper = jnp.full(sketch.shape[-1] - 1, -1)
+        guide = masksketch.make_guide(*modules, sketch, start, other_token, no_paper, settings)
         state = decoding.DecodeState(start, start, key)
         return masksketch.advance(
             *modules,

@@ -89,11 +89,13 @@ def test_structure_guidance_lowers_the_distance(tiny):
 
 def test_the_sketch_itself_has_distance_zero(tiny):
     tokens = sketches(tiny, 1)[0]
-    settings = traced(StructureSettings(layer_weights=jnp.ones(3)))
+    settings = traced(StructureSettings(layer_weights=jnp.ones(3), paper_weight=0.25))
     modules = tiny.transformer, tiny.transformer_params
-    guide, state = masksketch.start(*modules, tokens, settings, jax.random.key(0))
+    paper_ids = tokens[1:].at[::2].add(1)
+    guide, state = masksketch.start(*modules, tokens, paper_ids, settings, jax.random.key(0))
     np.testing.assert_allclose(masksketch.distance(*modules, guide, tokens), 0, atol=1e-6)
     assert int(guide.num_hidden) == int(jnp.sum(state.ids == -1)) == 16
+    np.testing.assert_array_equal(guide.token_weights, [1, *[1, 0.25] * 8])
 
 
 def test_bad_arguments_are_named(tiny):

@@ -81,21 +81,22 @@ def remask_once(tiny):
     modules = tiny.transformer, tiny.transformer_params
 
     @jax.jit
-    def hide_and_distance(knobs, step, num_steps, sampled, key):
+    def hide_and_distance(knobs, step, num_steps, sampled, token_weights, key):
         attention = functools.partial(modules[0].apply, {"params": modules[1]}, method="attention")
         target = attention(SKETCH, 3)
         remask = structure.structure_remask(
-            *modules, target, jnp.int32(16), knobs, num_steps=num_steps
+            *modules, target, jnp.int32(16), token_weights, knobs, num_steps=num_steps
         )
         hide, _ = remask(step, sampled, sampled, LOGITS, key)
         distance = structure.structure_distance(target, attention(sampled, 3), knobs.layer_weights)
         return hide, distance
 
-    def call(*, step=0, num_steps=10, sampled=None, key=0, **overrides):
+    def call(*, step=0, num_steps=10, sampled=None, token_weights=None, key=0, **overrides):
         sampled = jnp.array([24, *range(8, 24)]) if sampled is None else sampled
+        token_weights = jnp.ones(17) if token_weights is None else token_weights
         knobs = StructureSettings(layer_weights=jnp.ones(3))._replace(**overrides)
         hide, distance = hide_and_distance(
-            structure.traced(knobs), step, num_steps, sampled, jax.random.key(key)
+            structure.traced(knobs), step, num_steps, sampled, token_weights, jax.random.key(key)
         )
         confidence = softmax64(LOGITS)[np.arange(1, 17), sampled[1:]]
         return np.asarray(hide), np.asarray(distance), confidence
@@ -107,6 +108,14 @@ def test_all_structure_hides_the_largest_distances(remask_once):
     hide, distance, _ = remask_once(lambda_s=1.0, max_mask_rate=0.5, min_mask_rate=0.5)
     ranked = np.argsort(-distance)[:8]
     assert set(np.flatnonzero(hide)) == set(ranked) - {0}
+
+
+def test_token_weights_scale_the_distances(remask_once):
+    weights = np.where(np.arange(17) % 2, 1.0, 0.3).astype(np.float32)
+    hide, distance, _ = remask_once(
+        lambda_s=1.0, max_mask_rate=0.5, min_mask_rate=0.5, token_weights=jnp.asarray(weights)
+    )
+    assert set(np.flatnonzero(hide)) == set(np.argsort(-weights * distance)[:8]) - {0}
 
 
 def test_all_realism_hides_the_lowest_confidences(remask_once):

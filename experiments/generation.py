@@ -1,0 +1,153 @@
+"""Pictures for `evaluate`: guided and unguided samples in batches, and structure distances."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from tqdm import tqdm
+
+from experiments import guidance_flags
+from experiments.guidance_flags import GuidanceFlags
+from guidance import masksketch
+from guidance.structure import structure_distance
+from maskgit_jax import sampling
+from maskgit_jax.decoding import MASK_ID
+from maskgit_jax.images import to_float, to_uint8
+from maskgit_jax.model import Model, with_class_token
+
+UNGUIDED_TEMPERATURE = 15.0
+"""MaskGIT's choice temperature. Plain backgrounds are what a small model is surest of: at the
+published 4.5 they are settled first and leave the object no room."""
+
+
+class Pictures(NamedTuple):
+    """What is measured: pictures and, where they came from ids, those."""
+
+    images: UInt8[np.ndarray, "n H W 3"]
+    ids: Int[np.ndarray, "n N"] | None = None
+
+
+def sample_unguided(
+    model: Model, labels: Int[np.ndarray, "n"], *, num_steps: int, seed: int
+) -> Pictures:
+    """Plain MaskGIT samples of classes."""
+    hidden = np.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID, np.int32)
+    with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
+
+        def draw(tokens, indices):
+            ids = sampling.sample(
+                model,
+                jnp.asarray(tokens),
+                num_steps=num_steps,
+                seed=seed,
+                indices=jnp.asarray(indices),
+                temperature=UNGUIDED_TEMPERATURE,
+            )
+            jax.block_until_ready(ids)
+            bar.update(min(len(tokens), bar.total - bar.n))
+            return ids
+
+        ids = _in_batches(draw, _tokens(model, labels, hidden), np.arange(len(labels)))
+    return decode(model, ids)
+
+
+def sample_guided(
+    model: Model,
+    labels: Int[np.ndarray, "n"],
+    drawing_ids: Int[np.ndarray, "n N"],
+    guided_flags: GuidanceFlags,
+    *,
+    lambda_s: float,
+) -> Pictures:
+    """Samples of classes, led by drawings."""
+    tokens = _tokens(model, labels, drawing_ids)
+    num_steps = guided_flags.num_steps
+    num_batches = len(guidance_flags.batches(len(tokens)))
+    name = f"lambda_s = {lambda_s:g}"
+    with tqdm(total=num_batches * num_steps, desc=name, unit="step") as bar:
+
+        def draw(tokens, indices):
+            first = bar.n
+            samples = masksketch.sample(
+                model,
+                jnp.asarray(tokens),
+                guided_flags.settings._replace(lambda_s=lambda_s),
+                num_steps=num_steps,
+                seed=guided_flags.record["seed"],
+                indices=jnp.asarray(indices),
+                divergence=guided_flags.divergence,
+                progress=lambda done: bar.update(first + done - bar.n),
+            )
+            return samples.ids
+
+        ids = _in_batches(draw, tokens, np.arange(len(tokens)))
+    return decode(model, ids)
+
+
+def encode(model: Model, images: UInt8[np.ndarray, "n H W 3"]) -> Int[np.ndarray, "n N"]:
+    """Ids of pictures."""
+    return _in_batches(lambda images: model.encode(jnp.asarray(to_float(images))), images)
+
+
+def decode(model: Model, ids: Int[np.ndarray, "n N"]) -> Pictures:
+    """The pictures of ids, as they would be saved."""
+    images = _in_batches(lambda ids: to_uint8(np.asarray(model.decode(jnp.asarray(ids)))), ids)
+    return Pictures(images, ids)
+
+
+def structure_distances(
+    model: Model,
+    guided_flags: GuidanceFlags,
+    labels: Int[np.ndarray, "n"],
+    drawing_ids: Int[np.ndarray, "n N"],
+    ids: Int[np.ndarray, "n N"],
+) -> Float[np.ndarray, "n"]:
+    """Each sample's distance to a drawing, both of its class, as `masksketch.sample` reports it."""
+    distance = functools.partial(
+        _structure_distance,
+        model.transformer,
+        model.transformer_params,
+        guided_flags.settings.layer_weights,
+        guided_flags.divergence,
+    )
+    return _in_batches(distance, _tokens(model, labels, drawing_ids), _tokens(model, labels, ids))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _structure_distance(
+    transformer, params, layer_weights, divergence, drawing_tokens, tokens
+) -> Float[jax.Array, "b"]:
+    num_layers = layer_weights.shape[-1]
+
+    def one(drawing_tokens, tokens):
+        target, sampled = (
+            transformer.apply({"params": params}, each, num_layers, method="attention")
+            for each in (drawing_tokens, tokens)
+        )
+        return jnp.mean(structure_distance(target, sampled, layer_weights, divergence)[1:])
+
+    return jax.vmap(one)(drawing_tokens, tokens)
+
+
+def _tokens(
+    model: Model, labels: Int[np.ndarray, "n"], ids: Int[np.ndarray, "n N"]
+) -> Int[np.ndarray, "n S"]:
+    """Ids behind their class tokens."""
+    return np.asarray(with_class_token(model.config, jnp.asarray(labels), jnp.asarray(ids)))
+
+
+def _in_batches(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+    """The function's results on batches of the arrays' rows, put together.
+
+    The last batch is filled up with its last row: of another size, it would be compiled anew.
+    """
+    batches = guidance_flags.batches(len(arrays[0]))
+    results = []
+    for batch in batches:
+        rows = np.minimum(np.arange(len(batches[0])) + batch.start, batch.stop - 1)
+        results.append(np.asarray(function(*(array[rows] for array in arrays)))[: len(batch)])
+    return np.concatenate(results)
