@@ -34,7 +34,9 @@ Except the divergence: Jeffreys is the paper's, the released code has the cross-
 DEMO = RELEASED | {
     "num_steps": 32,
     "layers": "all",
-    "guidance_scale": 1.0,
+    "guidance_scale": 0.3,
+    # Nothing of the sketch is seen at the start: its paper would become the background.
+    "max_mask_rate": 1.0,
     "min_mask_rate": 0.05,
 }
 """What suits the small demo model (docs/demo_model.md)."""
