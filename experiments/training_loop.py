@@ -144,9 +144,11 @@ def fit(
         folder = directory.absolute() / "checkpoints"
         manager = stack.enter_context(ocp.CheckpointManager(folder, options=options))
         run = {"state": state, "sums": no_sums}
-        if manager.latest_step() is not None:
-            run = _restore(manager, run)
-            print(f"resumed at step {manager.latest_step()}")
+        newest = manager.latest_step()
+        _check_shapes(directory / "shapes.json", run, begun=newest is not None)
+        if newest is not None:
+            run = _restore(manager, newest, run)
+            print(f"resumed at step {newest}")
         state, sums = run["state"], run["sums"]
         first = int(state.step)
         log = stack.enter_context(_Log(directory, first))
@@ -208,16 +210,31 @@ def _ahead(batch_at: Callable[[int], Any], first: int, end: int) -> Iterable[Any
     return steps.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads))
 
 
-def _restore(manager: ocp.CheckpointManager, template: Any) -> Any:
-    step = manager.latest_step()
+def _check_shapes(path: Path, run: Any, *, begun: bool) -> None:
+    """Notes what a new run's arrays are; InputError if one that has begun has others."""
+    leaves = jax.tree_util.tree_leaves_with_path(run)
+    shapes = {jax.tree_util.keystr(name): f"{x.dtype}{list(x.shape)}" for name, x in leaves}
+    if not begun:
+        path.write_text(json.dumps(shapes, indent=1) + "\n", encoding="utf-8")
+        return
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    for name in [*shapes, *noted]:
+        if shapes.get(name) != noted.get(name):
+            raise InputError(
+                f"{path.parent} holds the training of another model: {name} is {noted.get(name)} "
+                f"there, {shapes.get(name)} by these flags: train in another folder, or give the "
+                "flags that it was started with"
+            )
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
     try:
         return manager.restore(step, args=ocp.args.StandardRestore(template))
-    # Orbax raises what its layers make of another tree: ValueError, KeyError, TypeError.
+    # Damaged files make Orbax raise nearly anything.
     except Exception as error:
         raise InputError(
-            f"{manager.directory}/{step} is no checkpoint of this model and these flags "
-            f"({' '.join(str(error).split())[:100]}): train in another folder, or give the flags "
-            "that it was started with"
+            f"{manager.directory}/{step} cannot be read "
+            f"({' '.join(str(error).split())[:100]}): delete it, an earlier one may be whole"
         ) from error
 
 
