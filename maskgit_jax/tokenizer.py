@@ -141,4 +141,5 @@ class Tokenizer(nn.Module):
             return self.decoder(latents), latents, distances
         quantized = self.quantizer(jnp.argmin(distances, axis=-1))
         straight_through = latents + jax.lax.stop_gradient(quantized - latents)
-        return self.decoder(straight_through), latents, distances
+        # The codebook may be finer than what the decoder computes in.
+        return self.decoder(straight_through.astype(latents.dtype)), latents, distances
