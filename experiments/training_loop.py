@@ -282,7 +282,10 @@ class _Log:
             lines = path.read_bytes().splitlines(keepends=True)
             os.truncate(path, sum(len(line) for line in lines if _logged_at(line) <= step))
         self._file = path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        # Files are named by the second: the suffix keeps two quick starts apart.
+        self._writer = SummaryWriter(
+            str(directory), purge_step=step + 1 if step else None, filename_suffix=f".{step}"
+        )
 
     def __enter__(self) -> "_Log":
         return self
