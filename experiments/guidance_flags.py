@@ -1,5 +1,6 @@
 """The flags of structure-guided decoding, and the settings that they stand for."""
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -41,21 +42,29 @@ DEMO = RELEASED | {
 }
 """What suits the small demo model (docs/demo_model.md)."""
 
+SETTINGS = tuple(name for name in RELEASED if name != "divergence")
+"""What may differ from sample to sample."""
+
 _MOST = 10**6
 
 flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512, or a model folder.")
-flags.DEFINE_integer("num_steps", None, "Decoding steps.")
-flags.DEFINE_string("layers", None, "Layers whose attention is compared: 1,3,16 or all.")
-flags.DEFINE_float("lambda_s", None, "Share of structure in [0, 1]; the rest is realism.")
-flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance, 0 for none.")
-flags.DEFINE_float("max_mask_rate", None, "Share of ids hidden at the start.")
-flags.DEFINE_float("min_mask_rate", None, "Share of ids hidden after the last step.")
-flags.DEFINE_float("structure_temperature", None, "Noise on which ids stray from the sketch.")
-flags.DEFINE_float("confidence_temperature", None, "Noise on which ids are unsure.")
-flags.DEFINE_float("paper_weight", None, "Weight of the distance where the sketch is blank.")
+flags.DEFINE_list("num_steps", None, "Decoding steps.")
+flags.DEFINE_string(
+    "layers", None, "Layers whose attention is compared: all, early or late (halves), or 1,3,16."
+)
+flags.DEFINE_list("lambda_s", None, "Share of structure in [0, 1]; the rest is realism.")
+flags.DEFINE_list("guidance_scale", None, "Classifier-free guidance, 0 for none.")
+flags.DEFINE_list("max_mask_rate", None, "Share of ids hidden at the start.")
+flags.DEFINE_list("min_mask_rate", None, "Share of ids hidden after the last step.")
+flags.DEFINE_list("structure_temperature", None, "Noise on which ids stray from the sketch.")
+flags.DEFINE_list("confidence_temperature", None, "Noise on which ids are unsure.")
+flags.DEFINE_list("paper_weight", None, "Weight of the distance where the sketch is blank.")
 flags.DEFINE_string("divergence", None, "jeffreys, or cross_entropy (the released code's).")
 flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
 flags.DEFINE_integer("batch_size", 8, "Samples decoded together.")
+
+Setting = dict[str, Any]
+"""A value for each name in `SETTINGS`."""
 
 
 class GuidanceFlags(NamedTuple):
@@ -74,6 +83,18 @@ class GuidanceFlags(NamedTuple):
     record: dict[str, Any]
 
 
+class GridFlags(NamedTuple):
+    """What the flags say where each setting may have several values.
+
+    Attributes:
+      values: each setting's values, in the order of `SETTINGS`.
+      divergence: name of the divergence.
+    """
+
+    values: dict[str, list[Any]]
+    divergence: str
+
+
 def read(num_layers: int) -> GuidanceFlags:
     """Reads the flags for a model of `num_layers` layers.
 
@@ -81,38 +102,100 @@ def read(num_layers: int) -> GuidanceFlags:
     every other.
 
     Raises:
-      InputError: a value out of its range.
+      InputError: a value out of its range, or several for a flag.
     """
-    values = flags.FLAGS
-    preset = RELEASED if values.model in download.MODELS else DEMO
+    grid = read_grid(num_layers)
+    for name, values in grid.values.items():
+        if len(values) > 1:
+            raise InputError(
+                f"--{name}={_text(name)}: expected one value; experiments.sweep takes several"
+            )
+    setting = {name: values[0] for name, values in grid.values.items()}
     record = {
-        name: default if values[name].value is None else values[name].value
-        for name, default in preset.items()
+        "model": flags.FLAGS.model,
+        **setting,
+        "divergence": grid.divergence,
+        "seed": flags.FLAGS.seed,
     }
-    for name in ("num_steps", "batch_size"):
-        number = record.get(name, values[name].value)
-        if not 1 <= number <= _MOST:
-            raise InputError(f"--{name}={number}: expected 1 to {_MOST}")
-    if values.seed < 0 or values.seed >= 2**32:
-        raise InputError(f"--seed={values.seed}: expected 0 to {2**32 - 1}")
-    check_divergence(record["divergence"])
-    settings = StructureSettings(
-        layer_weights=layer_weights(_parse_layers(record["layers"]), num_layers),
-        **{name: record[name] for name in StructureSettings._fields if name in record},
-    )
-    check_settings(settings)
-    record = {"model": values.model, **record, "seed": values.seed}
-    return GuidanceFlags(settings, record["num_steps"], record["divergence"], record)
+    settings = structure_settings(setting, num_layers)
+    return GuidanceFlags(settings, setting["num_steps"], grid.divergence, record)
 
 
-def _parse_layers(text: str) -> list[int] | None:
-    if text.strip().lower() == "all":
-        return None
+def read_grid(num_layers: int) -> GridFlags:
+    """Reads the flags as `read` does; each setting may have several values.
+
+    Commas stand between them, semicolons between sets of layers.
+
+    Raises:
+      InputError: a value out of its range, or one twice.
+    """
+    given = flags.FLAGS
+    preset = RELEASED if given.model in download.MODELS else DEMO
+    values = {
+        name: [preset[name]] if given[name].value is None else _parse(name) for name in SETTINGS
+    }
+    divergence = preset["divergence"] if given.divergence is None else given.divergence
+    for name, numbers in (("num_steps", values["num_steps"]), ("batch_size", [given.batch_size])):
+        for number in numbers:
+            if not 1 <= number <= _MOST:
+                raise InputError(f"--{name}={number}: expected 1 to {_MOST}")
+    if not 0 <= given.seed < 2**32:
+        raise InputError(f"--seed={given.seed}: expected 0 to {2**32 - 1}")
+    check_divergence(divergence)
+    for setting in combinations(values):
+        check_settings(structure_settings(setting, num_layers))
+    return GridFlags(values, divergence)
+
+
+def combinations(values: dict[str, list[Any]]) -> list[Setting]:
+    """Every combination of the settings' values; the last setting's change fastest."""
+    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+
+
+def structure_settings(setting: Setting, num_layers: int) -> StructureSettings:
+    """What a setting means for a model of `num_layers` layers.
+
+    Raises:
+      InputError: layers that the model lacks.
+    """
+    weights = layer_weights(_parse_layers(setting["layers"], num_layers), num_layers)
+    others = {name: setting[name] for name in StructureSettings._fields if name in setting}
+    return StructureSettings(layer_weights=weights, **others)
+
+
+def _text(name: str) -> str:
+    value = flags.FLAGS[name].value
+    return value if isinstance(value, str) else ",".join(value)
+
+
+def _parse(name: str) -> list[Any]:
+    """The values that a flag was given."""
+    text = _text(name)
+    if name == "layers":
+        values = [part.strip() for part in text.split(";")]
+    else:
+        number = int if name == "num_steps" else float
+        try:
+            values = [number(part) for part in text.split(",")]
+        except ValueError:
+            kind = "whole numbers" if number is int else "numbers"
+            raise InputError(f"--{name}={text}: expected {kind}, with commas between") from None
+    if len(set(values)) < len(values):
+        raise InputError(f"--{name}={text} names a value twice")
+    return values
+
+
+def _parse_layers(text: str, num_layers: int) -> list[int] | None:
+    half = num_layers // 2
+    named = {"all": None, "early": range(half), "late": range(half, num_layers)}
+    name = text.strip().lower()
+    if name in named:
+        return named[name]
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
-            f"--layers={text}: expected numbers with commas, such as 1,3,16, or all"
+            f"--layers={text}: expected numbers with commas, such as 1,3,16, or all, early or late"
         ) from None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from guidance.classifier_free import classifier_free_predict, other_class_token
 from guidance.structure import (
@@ -153,7 +153,7 @@ def sample(
     settings: StructureSettings,
     *,
     num_steps: int,
-    seed: int,
+    seed: int | UInt32[Array, "B"],
     indices: Int[Array, "B"],
     divergence: str = "jeffreys",
     progress: Callable[[int], None] | None = None,
@@ -166,7 +166,7 @@ def sample(
       sketch_tokens: class token (K + label) and sketch ids of each sample.
       settings: one setting for all, or a leading axis of B where samples differ.
       num_steps: decoding steps, ≥ 1.
-      seed: with the index, all that a sample's randomness depends on.
+      seed: with the index, all that a sample's randomness depends on; one for all, or each's own.
       indices: the samples' numbers.
       divergence: one of `structure.DIVERGENCES`.
       progress: called with the number of steps done, first with 0, before anything is compiled.
@@ -184,7 +184,7 @@ def sample(
     if progress is not None:
         progress(0)
     batch = len(sketch_tokens)
-    keys = jax.vmap(functools.partial(sample_key, seed))(indices)
+    keys = jax.vmap(sample_key)(jnp.broadcast_to(jnp.uint32(seed), batch), indices)
     inputs = spread_over_devices((sketch_tokens, _per_sample(settings, batch), keys))
     transformer, params = model.transformer, model.transformer_params
     guide, state = _start(transformer, params, _paper_ids(model), *inputs)

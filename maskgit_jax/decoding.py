@@ -69,7 +69,7 @@ def decode(
     return jax.lax.fori_loop(first_step, last_step, body, state)
 
 
-def sample_key(seed: int, index: Int[Array, ""] | int) -> Key[Array, ""]:
+def sample_key(seed: int | UInt32[Array, ""], index: Int[Array, ""] | int) -> Key[Array, ""]:
     """The key of one sample: a function of the seed and the sample's index, nothing else."""
     return jax.random.fold_in(jax.random.key(seed), index)
 

@@ -5,6 +5,7 @@ first, three colours.
 """
 
 import contextlib
+import io
 import math
 import os
 import secrets
@@ -133,7 +134,7 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"]) ->
     # Not tempfile: its files are private to the user, and the picture would stay so.
     part = path.parent / f".{secrets.token_hex(8)}.part"
     try:
-        Image.fromarray(image).save(part, format="PNG")
+        part.write_bytes(png_bytes(image))
         os.replace(part, path)
     except OSError as error:
         raise InputError(
@@ -143,6 +144,13 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"]) ->
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def png_bytes(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """The picture as a PNG file holds it."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
 
 
 def make_grid(
