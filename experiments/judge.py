@@ -44,11 +44,13 @@ class Verdict(NamedTuple):
       parts: the part at each pixel, an index in `world.PART_NAMES`; 0 where the object is not.
       labels: classes.
       features: what the classes were read off, for `metrics.frechet_distance`.
+      probabilities: of the classes.
     """
 
     parts: Int[np.ndarray, "b h w"]
     labels: Int[np.ndarray, "b"]
     features: Float[np.ndarray, "b d"]
+    probabilities: Float[np.ndarray, "b c"]
 
 
 class Judge(nn.Module):
@@ -125,4 +127,5 @@ def _predict(judge, params, images):
     likeliest = 1 + jnp.argmax(logits.parts[..., 1:], axis=-1)
     background = jax.nn.softmax(logits.parts)[..., 0] > 0.5
     parts = jnp.where(background, 0, likeliest)
-    return Verdict(parts, jnp.argmax(logits.label, axis=-1), logits.features)
+    labels, probabilities = jnp.argmax(logits.label, axis=-1), jax.nn.softmax(logits.label)
+    return Verdict(parts, labels, logits.features, probabilities)
