@@ -1,14 +1,17 @@
 """What every command shares: flags, one-line errors, exit status."""
 
+import contextlib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
 
+from experiments.files import write_whole
 from maskgit_jax.errors import InputError
 
 
@@ -63,11 +66,31 @@ def output_folder(flag: flags.FlagHolder[str]) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file of a command's results; InputError if that fails."""
+    """Writes a file of a command's results, all or nothing; InputError if that fails."""
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
+@contextlib.contextmanager
+def signals_noticed() -> Iterator[list[int]]:
+    """Lists the first Ctrl-C or SIGTERM that comes; a second one does what it always did."""
+    noticed: list[int] = []
+
+    def notice(number, frame):
+        noticed.append(number)
+        put_back()
+
+    def put_back():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    handlers = {n: signal.signal(n, notice) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noticed
+    finally:
+        put_back()
 
 
 def _fail(message: str) -> NoReturn:

@@ -38,6 +38,7 @@ from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments import cli, guidance_flags, tradeoff
+from experiments.drawings import label_of_path
 from experiments.generation import (
     UNGUIDED_TEMPERATURE,
     Pictures,
@@ -68,7 +69,6 @@ from experiments.metrics import (
 from maskgit_jax import download, world
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float
-from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model
 
 EVAL_SEED = 1
@@ -373,13 +373,7 @@ def read_drawings(
             f"--drawings={folder}: found {len(files)} pictures, expected 2 or more, named "
             "CLASS_ANYTHING.png or in a sub-folder for each class"
         )
-    labels = []
-    for path in files:
-        name = path.stem.split("_")[0] if path.parent == folder else path.parent.name
-        try:
-            labels.append(find_label(name, model.config.class_names))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+    labels = [label_of_path(path, model.config.class_names) for path in files]
     size = model.config.tokenizer.image_size
     images = np.stack([fit_image(read_image(path), size) for path in files])
     return images, np.array(labels, np.int32)

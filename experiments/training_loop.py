@@ -4,10 +4,9 @@ import contextlib
 import functools
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from jaxtyping import Array, Key, UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from experiments import cli
 from maskgit_jax import training
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
@@ -152,7 +152,7 @@ def fit(
         state, sums = run["state"], run["sums"]
         first = int(state.step)
         log = stack.enter_context(_Log(directory, first))
-        signals = stack.enter_context(_signals_noticed())
+        signals = stack.enter_context(cli.signals_noticed())
 
         progress = tqdm(range(first, num_steps), initial=first, total=num_steps, mininterval=1)
         clock, clock_step = time.monotonic(), first
@@ -247,26 +247,6 @@ def _means(sums: dict[str, Array], step: int) -> dict[str, float]:
             "with a lower --learning_rate; earlier weights are kept"
         )
     return {name: value / count for name, value in values.items()}
-
-
-@contextlib.contextmanager
-def _signals_noticed() -> Iterator[list[int]]:
-    """Lists the first Ctrl-C or SIGTERM that comes; a second one does what it always did."""
-    noticed: list[int] = []
-
-    def notice(number, frame):
-        noticed.append(number)
-        put_back()
-
-    def put_back():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    handlers = {n: signal.signal(n, notice) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noticed
-    finally:
-        put_back()
 
 
 class _Log:
