@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, UInt8
 
 from experiments.guidance_flags import structure_settings
 from experiments.rejection import Rejection, best
-from experiments.sweep_folder import Line, picture_file, sketch_file
+from experiments.summary import Line
+from experiments.sweep_folder import picture_file, sketch_file
 from experiments.sweep_plan import Item, Plan
 from guidance import masksketch
 from guidance.structure import StructureSettings

@@ -15,15 +15,12 @@ from etils import epath
 from jaxtyping import UInt8
 
 from experiments.files import append, write_whole
+from experiments.summary import RESULTS, Line, read_results
 from experiments.sweep_plan import first_difference
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import png_bytes
 
-_RESULTS = "results.jsonl"
 _LOG = "log.jsonl"
-
-Line = dict[str, Any]
-"""What is known of a finished item; `item` is its number."""
 
 
 class SweepFolder:
@@ -32,7 +29,7 @@ class SweepFolder:
     def __init__(self, path: epath.PathLike, host: int = 0, num_hosts: int = 1):
         self.path = epath.Path(path)
         self._own = self.path / (
-            _RESULTS if num_hosts == 1 else f"results.{host}-of-{num_hosts}.jsonl"
+            RESULTS if num_hosts == 1 else f"results.{host}-of-{num_hosts}.jsonl"
         )
 
     def open(self, record: dict[str, Any], sketches: Sequence[UInt8[np.ndarray, "H W 3"]]) -> None:
@@ -86,7 +83,7 @@ class SweepFolder:
         lines = self.finished()
         data = b"".join(_to_bytes(lines[number]) for number in sorted(lines))
         with self._writing():
-            merged = self.path / _RESULTS
+            merged = self.path / RESULTS
             if not merged.exists() or merged.read_bytes() != data:
                 write_whole(merged, data)
             for part in self.path.glob("results.*-of-*.jsonl"):
@@ -123,31 +120,6 @@ class SweepFolder:
                 f"({getattr(error, 'strerror', None) or error}); what is finished is kept: mend "
                 "that and give the same command again, or choose another folder"
             ) from None
-
-
-def read_results(path: epath.PathLike) -> list[Line]:
-    """The lines of all finished items of a sweep's folder, by item; a torn last one is left out.
-
-    Raises:
-      InputError: a damaged line.
-    """
-    folder = epath.Path(path)
-    lines = {}
-    for file in (folder / _RESULTS, *folder.glob("results.*-of-*.jsonl")):
-        try:
-            data = file.read_bytes()
-        except FileNotFoundError:
-            # None yet, or another host has just merged it.
-            continue
-        for text in data[: data.rfind(b"\n") + 1].splitlines():
-            try:
-                line = json.loads(text)
-                lines[line["item"]] = line
-            except (ValueError, TypeError, KeyError):
-                raise InputError(
-                    f"{file} is damaged: {text[:40]!r}… is no line of a sweep; delete that line"
-                ) from None
-    return [lines[number] for number in sorted(lines)]
 
 
 def sketch_file(index: int) -> str:

@@ -9,7 +9,8 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from experiments import files, sweep_folder
-from experiments.sweep_folder import SweepFolder, picture_file, read_results
+from experiments.summary import read_results
+from experiments.sweep_folder import SweepFolder, picture_file
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image
 
@@ -75,10 +76,10 @@ def test_a_torn_line_is_repaired(tmp_path, kept):
     results = tmp_path / "results.jsonl"
     whole = results.read_bytes()
     results.write_bytes(whole + whole[:kept])
-    assert [line["item"] for line in read_results(tmp_path)] == [0, 1]
+    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1]
     add(make_folder(tmp_path), 2)
     assert results.read_bytes().startswith(whole)
-    assert [line["item"] for line in read_results(tmp_path)] == [0, 1, 2]
+    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1, 2]
 
 
 def test_hosts_are_merged_in_order(tmp_path):
@@ -143,7 +144,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
     again = make_folder(tmp_path)
     assert sorted(again.finished()) == [0]
     add(again, 1)
-    assert [line["item"] for line in read_results(tmp_path)] == [0, 1]
+    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
