@@ -19,8 +19,8 @@ from maskgit_jax import checkpoint
 from maskgit_jax.config import write_config
 from maskgit_jax.images import read_image
 from maskgit_jax.transformer import AttentionInputs
+from tests.commands import ROOT, assert_refused
 
-ROOT = Path(__file__).parents[1]
 few_values = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 
 
@@ -267,41 +267,10 @@ def bad_flags(folder: Path, tiny_folder: Path) -> dict[str, tuple[list[str], str
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(tiny_folder, tmp_path):
     """All in one process: starting Python takes longer than the checks."""
-    cases = bad_flags(tmp_path, tiny_folder)
-    program = (
-        "import contextlib, io, json, sys\n"
-        "from absl import flags\n"
-        "from experiments import attention, cli\n"
-        "results = {}\n"
-        "for name, (args, _) in json.load(sys.stdin).items():\n"
-        "    flags.FLAGS.unparse_flags()\n"
-        "    for flag in flags.FLAGS._flags().values():\n"
-        "        flag.unparse()\n"
-        "    if name == 'no matplotlib':\n"
-        "        sys.modules['matplotlib'] = None\n"
-        "    out = io.StringIO()\n"
-        "    sys.argv = ['attention', *args]\n"
-        "    with contextlib.redirect_stderr(out):\n"
-        "        try:\n"
-        "            cli.run(attention.main)\n"
-        "        except SystemExit as stop:\n"
-        "            results[name] = stop.code, out.getvalue()\n"
-        "print(json.dumps(results))\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
+    assert_refused(
+        "attention",
+        bad_flags(tmp_path, tiny_folder),
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        prepare="if name == 'no matplotlib': sys.modules['matplotlib'] = None",
     )
-    assert process.returncode == 0, process.stderr
-    results = json.loads(process.stdout)
-    assert results.keys() == cases.keys()
-    for name, (_, words) in cases.items():
-        status, message = results[name]
-        assert status == 2, (name, message)
-        assert message.count("\n") == 1, (name, message)
-        assert words in message, (name, message)
     assert not (tmp_path / "out").exists()

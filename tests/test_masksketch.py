@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 
 from guidance import masksketch
 from guidance.structure import StructureSettings, layer_weights, traced
+from maskgit_jax.decoding import sample_key
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import with_class_token
+from maskgit_jax.sampling import spread_over_devices
 
 NUM_STEPS = 6
 
@@ -128,16 +131,31 @@ def test_progress_counts_the_steps(tiny):
     assert seen == [0, 4, 6]
 
 
+def compiled_loop(model) -> str:
+    """The decode loop of eight samples as it is compiled for all devices."""
+    tokens, settings = sketches(model, 8), StructureSettings(layer_weights(None, 3))
+    keys = jax.vmap(sample_key)(jnp.zeros(8, jnp.uint32), jnp.arange(8))
+    inputs = spread_over_devices((tokens, masksketch._per_sample(settings, 8), keys))
+    given = model.transformer, model.transformer_params
+    guide, state = masksketch._start(*given, masksketch._paper_ids(model), *inputs)
+    loop = masksketch._advance.lower(*given, guide, state, 0, 4, 4, divergence="jeffreys")
+    return loop.compile().as_text()
+
+
 @pytest.mark.slow
 def test_batches_and_devices_give_equal_tokens(tiny):
-    """Batches of 8 and 3 on one device here, on eight in a process of their own."""
+    """Batches of 8 and 3 on one device here, on eight in a process of their own.
+
+    Devices work alone: no operation of the loop waits for another device.
+    """
     program = (
         "import jax, json, numpy as np\n"
         "from tests.conftest import make_model\n"
-        "from tests.test_masksketch import draw\n"
+        "from tests.test_masksketch import compiled_loop, draw\n"
         "model = make_model()\n"
         "ids = [draw(model).ids, draw(model, 3).ids]\n"
-        "print(json.dumps([jax.device_count(), np.concatenate(ids).tolist()]))\n"
+        "ids = np.concatenate(ids).tolist()\n"
+        "print(json.dumps([jax.device_count(), ids, compiled_loop(model)]))\n"
     )
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     result = subprocess.run(
@@ -148,8 +166,12 @@ def test_batches_and_devices_give_equal_tokens(tiny):
         check=True,
         cwd=Path(__file__).parents[1],
     )
-    count, ids = json.loads(result.stdout)
+    count, ids, loop = json.loads(result.stdout)
     assert count == 8
+    # Rows of a device's share: the loop was indeed split.
+    assert "s32[1,17]" in loop and "s32[8,17]" not in loop
+    names = "all-reduce|all-gather|all-to-all|reduce-scatter|collective|send|recv"
+    assert not re.findall(rf" (?:{names})[\w-]*\(", loop)
     here = np.concatenate([draw(tiny).ids, draw(tiny, 3).ids])
     np.testing.assert_array_equal(here[8:], here[:3])
     np.testing.assert_array_equal(ids, here)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from maskgit_jax.images import read_image
+from tests.commands import assert_refused
 
 GOLDEN = Path(__file__).parent / "golden" / "model"
 SKETCH = Path(__file__).parent.parent / "experiments" / "sketches" / "fish.png"
@@ -122,40 +123,5 @@ def test_the_readme_s_python_runs(tmp_path):
 
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(tmp_path):
-    """All in one process: starting Python takes longer than the checks."""
-    cases = bad_flags(tmp_path)
-    program = (
-        "import contextlib, io, json, sys\n"
-        "from absl import flags\n"
-        "from experiments import cli, sketch\n"
-        "results = {}\n"
-        "for name, (args, _) in json.load(sys.stdin).items():\n"
-        "    flags.FLAGS.unparse_flags()\n"
-        "    for flag in flags.FLAGS._flags().values():\n"
-        "        flag.unparse()\n"
-        "    out = io.StringIO()\n"
-        "    sys.argv = ['sketch', *args]\n"
-        "    with contextlib.redirect_stderr(out):\n"
-        "        try:\n"
-        "            cli.run(sketch.main)\n"
-        "        except SystemExit as stop:\n"
-        "            results[name] = stop.code, out.getvalue()\n"
-        "print(json.dumps(results))\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(SKETCH.parent.parent.parent)},
-    )
-    assert process.returncode == 0, process.stderr
-    results = json.loads(process.stdout)
-    assert results.keys() == cases.keys()
-    for name, (_, words) in cases.items():
-        status, message = results[name]
-        assert status == 2, (name, message)
-        assert message.count("\n") == 1, (name, message)
-        assert words in message, (name, message)
+    assert_refused("sketch", bad_flags(tmp_path), cwd=tmp_path)
     assert not (tmp_path / "out").exists()

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from maskgit_jax import checkpoint
+from tests.commands import ROOT, assert_refused
 from tests.test_evaluate import write_random_model
 
-ROOT = Path(__file__).parents[1]
 SKETCHES = ROOT / "experiments" / "sketches"
 
 
@@ -256,44 +256,9 @@ def bad_flags(folder: Path) -> dict[str, tuple[list[str], str]]:
 
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(folder, finished):
-    """All in one process: starting Python takes longer than the checks."""
-    cases = bad_flags(folder)
-    program = (
-        "import contextlib, io, json, sys\n"
-        "import jax\n"
-        "from absl import flags\n"
-        "from experiments import cli, sweep\n"
-        "def compile(*_): raise AssertionError('it compiles')\n"
-        "sweep.make_decoder = compile\n"
-        "results = {}\n"
-        "for name, (args, _) in json.load(sys.stdin).items():\n"
-        "    flags.FLAGS.unparse_flags()\n"
-        "    for flag in flags.FLAGS._flags().values():\n"
-        "        flag.unparse()\n"
-        "    out = io.StringIO()\n"
-        "    sys.argv = ['sweep', *args]\n"
-        "    with contextlib.redirect_stderr(out), contextlib.redirect_stdout(io.StringIO()):\n"
-        "        try:\n"
-        "            cli.run(sweep.main)\n"
-        "        except SystemExit as stop:\n"
-        "            results[name] = stop.code, out.getvalue()\n"
-        "print(json.dumps(results))\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert process.returncode == 0, process.stderr
-    results = json.loads(process.stdout)
-    for name, (_, words) in cases.items():
-        status, message = results[name]
-        assert status == 2, (name, message)
-        assert message.count("\n") == 1, (name, message)
-        assert words in message, (name, message)
+    # The decoder, which compiles, is not made before all is checked.
+    prepare = "sweep.make_decoder = None"
+    assert_refused("sweep", bad_flags(folder), cwd=folder, prepare=prepare)
 
 
 @pytest.mark.parametrize("name", ["demo", "quick"])
