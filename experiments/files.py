@@ -5,6 +5,9 @@ import secrets
 
 from etils import epath
 
+PART = ".part"
+"""How the names of files end that are being written."""
+
 
 def is_local(path: epath.PathLike) -> bool:
     """Whether a path is on a file system, not an address such as gs://bucket/file."""
@@ -22,7 +25,7 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
         # Object stores show a file when it is complete.
         path.write_bytes(data)
         return
-    part = f"{os.fspath(path.parent)}/.{secrets.token_hex(8)}.part"
+    part = f"{os.fspath(path.parent)}/.{secrets.token_hex(8)}{PART}"
     try:
         with open(part, "xb") as file:
             file.write(data)

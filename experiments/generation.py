@@ -19,7 +19,7 @@ from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.model import Model, with_class_token
 
-UNGUIDED_TEMPERATURE = 15.0
+UNGUIDED_TEMPERATURE = 30.0
 """MaskGIT's choice temperature. Plain backgrounds are what a small model is surest of: at the
 published 4.5 they are settled first and leave the object no room."""
 

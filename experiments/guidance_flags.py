@@ -35,6 +35,8 @@ Except the divergence: Jeffreys is the paper's, the released code has the cross-
 DEMO = RELEASED | {
     "num_steps": 32,
     "layers": "all",
+    # Above, pictures follow the sketch further, and more backgrounds are its paper.
+    "lambda_s": 0.8,
     "guidance_scale": 0.3,
     # Nothing of the sketch is seen at the start: its paper would become the background.
     "max_mask_rate": 1.0,

@@ -181,7 +181,7 @@ def _print_plan(
     steps = sum(batch[0].setting["num_steps"] for batch in batches) * max(map(len, batches))
     rate = _EFFICIENCY * _matrix_product_rate() * devices
     seconds = operations_per_step(config.transformer) * num_candidates * steps / rate
-    print(f"about {format_seconds(seconds)}, roughly; the bar knows better as it goes")
+    print(f"about {format_seconds(seconds)} and the compilation; the bar knows better as it goes")
 
 
 def format_seconds(seconds: float) -> str:

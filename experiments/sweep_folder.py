@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from experiments.files import append, write_whole
+from experiments.files import PART, append, write_whole
 from experiments.summary import RESULTS, Line, read_results
 from experiments.sweep_plan import first_difference
 from maskgit_jax.errors import InputError
@@ -79,14 +79,22 @@ class SweepFolder:
             append(self.path / _LOG, _to_bytes(entry))
 
     def merge(self) -> None:
-        """Puts the lines of all hosts into `results.jsonl`, in the order of the items."""
+        """Puts the lines of all hosts into `results.jsonl`, in the order of the items.
+
+        For when all hosts have finished: unfinished files are deleted.
+        """
         lines = self.finished()
         data = b"".join(_to_bytes(lines[number]) for number in sorted(lines))
         with self._writing():
             merged = self.path / RESULTS
             if not merged.exists() or merged.read_bytes() != data:
                 write_whole(merged, data)
-            for part in self.path.glob("results.*-of-*.jsonl"):
+            for part in (
+                *self.path.glob("results.*-of-*.jsonl"),
+                # What kills left behind.
+                *self.path.glob(f".*{PART}"),
+                *self.path.glob(f"*/.*{PART}"),
+            ):
                 part.unlink()
 
     def _check_plan(self, plan: epath.Path, expected: str) -> None:

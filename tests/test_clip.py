@@ -98,6 +98,7 @@ def text_embedding(network, params, pieces: list[str]) -> np.ndarray:
     return unit(embed(ids))[0]
 
 
+@pytest.mark.slow
 def test_similarities_are_cosines(tiny_clip, loaded):
     _, network, params = tiny_clip
     images, sketches = pictures(3), pictures(3, seed=1)

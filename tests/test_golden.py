@@ -74,6 +74,7 @@ def test_attention_maps(model):
     close(maps_of(inputs), golden["attention"].swapaxes(0, 1))
 
 
+@pytest.mark.slow
 def test_tokenizer(model):
     golden = read("tokenizer.npz")
     apply = functools.partial(model.tokenizer.apply, {"params": model.tokenizer_params})
@@ -120,7 +121,13 @@ def test_structure_score():
     close(-jnp.mean(distance, axis=2), golden["score/outputs"])
 
 
-@pytest.mark.parametrize("case", cases("decode_masksketch.npz"))
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if number % 2 else [])
+        for number, case in enumerate(cases("decode_masksketch.npz"))
+    ],
+)
 def test_masksketch_decoding(model, case):
     golden = read("decode_masksketch.npz")
     params = json.loads(str(golden[f"{case}/params"]))

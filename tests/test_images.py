@@ -507,11 +507,12 @@ def test_save_png_has_the_usual_permissions(tmp_path):
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     save_png(tmp_path / "a.png", _constant(RED))
 
-    def fail(_image, path, **_kwargs):
-        Path(path).write_bytes(b"half")
+    def fail(path, data):
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(InputError, match="No space left on device"):
         save_png(tmp_path / "a.png", _constant(BLUE))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), _constant(RED))

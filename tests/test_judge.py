@@ -85,6 +85,7 @@ def test_shipped_judge_sees_nothing_where_nothing_is(judge):
     assert np.mean(verdict.parts > 0) < 0.05
 
 
+@pytest.mark.slow
 def test_features_tell_photos_from_worse_pictures(judge, scenes):
     """The Fréchet distance to photos grows from photos over coarse ones to drawings."""
     photos, _, _ = scenes
@@ -128,6 +129,7 @@ def test_parts_of_an_unsure_pixel_are_part_of_the_object():
     np.testing.assert_array_equal(verdict.parts[0], [[1] * 4] * 2 + [[0] * 4] * 2)
 
 
+@pytest.mark.slow
 def test_roughened_pictures_stay_pictures_of_the_same(scenes):
     photos = jnp.asarray(scenes[0])
     rough = np.asarray(judge_training.roughen(jax.random.key(0), photos))
@@ -138,6 +140,7 @@ def test_roughened_pictures_stay_pictures_of_the_same(scenes):
     assert np.corrcoef(*coarse)[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_judge_loss_is_the_cross_entropy_of_parts_and_class(monkeypatch, scenes):
     photos, parts, labels = (array[:3] for array in scenes)
     monkeypatch.setattr(judge_training, "roughen", lambda key, images: images)

@@ -51,6 +51,7 @@ def test_a_sample_depends_on_its_seed_and_index_alone(tiny):
     assert np.all(np.any(draw(tiny, seed=8).ids != eight, axis=1))
 
 
+@pytest.mark.slow
 def test_equal_sketches_with_other_indices_give_other_samples(tiny):
     tokens = jnp.tile(sketches(tiny, 1), (8, 1))
     settings = StructureSettings(layer_weights=layer_weights(None, 3))

@@ -126,7 +126,7 @@ def run(tmp_path, cache, monkeypatch):
 @pytest.mark.slow
 def test_quick_start(run):
     there = "(slider, 0.0), (class_menu, 'cup'), (sketch_menu, 'star')"
-    back = "(sketch_menu, 'mushroom'), (class_menu, 'mushroom'), (slider, 0.9)"
+    back = "(sketch_menu, 'mushroom'), (class_menu, 'mushroom'), (slider, 0.8)"
     notebook, findings = run(
         "quick_start",
         "NUM_STEPS, NUM_PICTURES = 2, 2",

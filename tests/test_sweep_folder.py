@@ -94,7 +94,10 @@ def test_hosts_are_merged_in_order(tmp_path):
     make_folder(tmp_path, 0, 2)
     assert part.read_bytes().endswith(b'{"item"')
 
+    left = tmp_path / "pictures" / f".0123{files.PART}"
+    left.write_bytes(b"killed")
     first.merge()
+    assert not left.exists()
     merged = (tmp_path / "results.jsonl").read_bytes()
     assert [json.loads(line)["item"] for line in merged.splitlines()] == [0, 1, 2, 3]
     assert not list(tmp_path.glob("results.*-of-*"))

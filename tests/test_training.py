@@ -101,6 +101,7 @@ def autoencoder_update(tiny):
     return run
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(autoencoder_update, pictures):
     whole, whole_metrics = autoencoder_update(pictures)
     parts, metrics = autoencoder_update(pictures, accumulate=4)

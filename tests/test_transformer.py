@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.conftest import make_model
 
@@ -47,6 +48,7 @@ def test_queries_and_keys_are_those_that_attention_uses(tiny):
     np.testing.assert_allclose(layer["__call__"][0][0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_above_the_last_one_asked_for_are_not_run():
     model = make_model(num_layers=6)
     ids = jnp.zeros((17,), jnp.int32)
