@@ -35,14 +35,16 @@ class Drawing(NamedTuple):
 
 
 def label_of_path(path: Path, class_names: Sequence[str]) -> int:
-    """The class that a file's name begins with (mud_turtle_2.png), else that of its folder's name.
+    """The class that a file's folder is named after, else what its name begins with.
+
+    Such as mud_turtle/1.png, and mud_turtle_2.png elsewhere.
 
     Raises:
       InputError: neither is a class.
     """
     words = path.stem.split("_")
     names = ["_".join(words[:count]) for count in range(len(words), 0, -1)]
-    for name in (*names, path.absolute().parent.name):
+    for name in (path.absolute().parent.name, *names):
         try:
             if not name.isdigit():  # 0001.png is numbered, not of class 1
                 return find_label(name, class_names)

@@ -17,6 +17,7 @@ CLASSES = ("tench, Tinca tinca", "mud turtle", "house")
         ("tinca_tinca_1.png", 0),
         ("house/0001.png", 2),
         ("mud_turtle/1.png", 1),
+        ("mud_turtle/house_1.png", 1),
     ],
 )
 def test_names_say_the_class(path, label, tmp_path):
