@@ -209,7 +209,8 @@ def test_the_best_of_several_candidates_is_kept(folder, finished):
     )
     finish(command(folder, *flags, "--output_dir=best"))
     (line,) = lines(folder / "best")
-    own = (flags[0].replace("sketches", "sketch"), "--label=house", *flags[1:3], "--num_samples=5")
+    sketch = f"--sketch={SKETCHES}/house.png"
+    own = (sketch, "--label=house", *flags[1:3], "--num_samples=5")
     finish(command(folder, *own, "--output_dir=five", module="sketch"))
     distances = [each["structure_distance"] for each in lines(folder / "five")]
     np.testing.assert_allclose(line["scores"], np.negative(distances), atol=2e-6)
