@@ -204,4 +204,4 @@ def test_evaluation_of_drawings(model, tmp_path):
 
     Image.new("RGB", (20, 20)).save(folder / "dragon_1.png")
     result = evaluate(f"--model={model}", f"--drawings={folder}")
-    assert result.returncode == 2 and "dragon_1.png: unknown label 'dragon'" in result.stderr
+    assert result.returncode == 2 and "dragon_1.png: neither its name" in result.stderr
