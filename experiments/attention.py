@@ -45,9 +45,9 @@ from maskgit_jax import world
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, read_image, save_png, to_float
+from maskgit_jax.inference import AttentionInputs
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
-from maskgit_jax.transformer import AttentionInputs
 
 _MODEL = flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512, or a model folder.")
 _SEED = flags.DEFINE_integer("seed", 1, "The world's seed: 1 is held out, models train on 0.")

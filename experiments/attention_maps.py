@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from guidance.structure import layer_distances
+from maskgit_jax import inference
 from maskgit_jax.images import to_float
+from maskgit_jax.inference import AttentionInputs
 from maskgit_jax.model import Model
-from maskgit_jax.transformer import AttentionInputs
 
 OTHERS_PER_SKETCH = 8
 """Other scenes that each sketch is held against, in each column of the table."""
@@ -174,12 +175,8 @@ def separation(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _attention(transformer: Any, params: Any, tokens: Int[Array, "b S"]) -> AttentionInputs:
-    num_layers = transformer.config.num_layers
-
-    def one(tokens):
-        return transformer.apply({"params": params}, tokens, num_layers, method="attention")
-
-    return jax.vmap(one)(tokens)
+    inputs = inference.attention_inputs(transformer, params, tokens, transformer.config.num_layers)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), inputs)
 
 
 @functools.partial(jax.jit, static_argnames="divergence")

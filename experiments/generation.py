@@ -13,10 +13,11 @@ from tqdm import tqdm
 from experiments import guidance_flags
 from experiments.guidance_flags import GuidanceFlags
 from guidance import masksketch
-from guidance.structure import structure_distance
+from guidance.structure import Target
 from maskgit_jax import sampling
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.images import to_float, to_uint8
+from maskgit_jax.inference import attention_inputs
 from maskgit_jax.model import Model, with_class_token
 
 UNGUIDED_TEMPERATURE = 30.0
@@ -121,14 +122,11 @@ def structure_distances(
 def _structure_distance(
     transformer, params, layer_weights, divergence, drawing_tokens, tokens
 ) -> Float[jax.Array, "b"]:
-    num_layers = layer_weights.shape[-1]
-
     def one(drawing_tokens, tokens):
-        target, sampled = (
-            transformer.apply({"params": params}, each, num_layers, method="attention")
-            for each in (drawing_tokens, tokens)
-        )
-        return jnp.mean(structure_distance(target, sampled, layer_weights, divergence)[1:])
+        sketch = attention_inputs(transformer, params, drawing_tokens, len(layer_weights))
+        target = Target(sketch, layer_weights)
+        used = layer_weights > 0
+        return masksketch.mean_distance(transformer, params, used, target, tokens, divergence)
 
     return jax.vmap(one)(drawing_tokens, tokens)
 

@@ -25,6 +25,7 @@ from maskgit_jax import checkpoint, model, sampling, training
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, to_uint8
+from maskgit_jax.inference import stack_layers, unstack_layers
 from maskgit_jax.transformer import Transformer
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 5_200, "Updates.", lower_bound=1)
@@ -51,7 +52,7 @@ def main() -> None:
     start_params = None
     if start is not None:
         started = model.load_model(start)
-        start_params = started.transformer_params
+        start_params = unstack_layers(started.transformer_params)
         if not (folder / "config.json").exists():
             cli.output_folder(training_flags.MODEL_DIR)
             path = folder / "tokenizer_checkpoint"
@@ -115,7 +116,7 @@ def main() -> None:
             model.Model(
                 config=cfg,
                 transformer=transformer,
-                transformer_params=start_params,
+                transformer_params=stack_layers(start_params),
                 tokenizer=tokenizer,
                 tokenizer_params=tokenizer_params,
             )
@@ -176,7 +177,7 @@ def _samples(base: model.Model) -> Callable[[training.Params], UInt8[np.ndarray,
 
     def draw(params: training.Params) -> UInt8[np.ndarray, "_ _ 3"]:
         # Decoded by `base`: a new model would compile anew.
-        trained = dataclasses.replace(base, transformer_params=params)
+        trained = dataclasses.replace(base, transformer_params=stack_layers(params))
         ids = sampling.sample(trained, tokens, num_steps=_SAMPLING_STEPS, seed=0, indices=indices)
         return make_grid(list(to_uint8(np.asarray(base.decode(ids)))), gap=2)
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from maskgit_jax.decoding import Predict, code_logits
+from maskgit_jax.decoding import Predict
+from maskgit_jax.inference import code_logits
 from maskgit_jax.transformer import Transformer
 
 

@@ -1,17 +1,19 @@
 """MaskSketch: sketches to pictures by structure-guided decoding (arXiv:2302.05496, section 3)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from guidance.classifier_free import classifier_free_predict, other_class_token
 from guidance.structure import (
     StructureSettings,
+    Target,
     TracedSettings,
     check_divergence,
     hide_start,
@@ -19,36 +21,42 @@ from guidance.structure import (
     structure_remask,
     traced,
 )
-from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, decode, sample_key
+from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens
+from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
+from maskgit_jax.inference import attention_inputs
+from maskgit_jax.maskgit import maskgit_predict
 from maskgit_jax.model import Model
-from maskgit_jax.sampling import spread_over_devices
-from maskgit_jax.transformer import AttentionInputs, Transformer
+from maskgit_jax.sampling import decode_batch, sample_keys
+from maskgit_jax.transformer import Transformer
 
 
 class Guide(NamedTuple):
     """What leads one sample through all its steps.
 
     Attributes:
-      target: attention inputs of the sketch.
+      target: attention of the sketch.
       other_token: class token that classifier-free guidance leads away from.
       num_hidden: number of ids hidden at the start.
+      region: where ids may be hidden; the class token among them, which never is.
       token_weights: of the tokens' distances.
       settings: the knobs.
     """
 
-    target: AttentionInputs
-    other_token: Int[Array, ""]
-    num_hidden: Int[Array, ""]
-    token_weights: Float[Array, "S"]
+    target: Target
+    other_token: Int[Array, "*b"]
+    num_hidden: Int[Array, "*b"]
+    region: Bool[Array, "*b S"]
+    token_weights: Float[Array, "*b S"]
     settings: TracedSettings
 
 
 def make_guide(
     transformer: Transformer,
-    params,
+    params: Any,
     sketch_tokens: Tokens,
     start_tokens: Tokens,
+    region: Bool[Array, "S"],
     other_token: Int[Array, ""],
     paper_ids: Int[Array, "N"],
     settings: TracedSettings,
@@ -57,82 +65,92 @@ def make_guide(
 
     `paper_ids` are a blank picture's: where the sketch has the same, it is paper.
     """
-    num_layers = settings.layer_weights.shape[-1]
-    target = transformer.apply({"params": params}, sketch_tokens, num_layers, method="attention")
-    token_weights = jnp.ones(sketch_tokens.shape)
+    weights = settings.layer_weights
     paper = sketch_tokens[1:] == paper_ids
-    token_weights = token_weights.at[1:].set(jnp.where(paper, settings.paper_weight, 1.0))
-    return Guide(target, other_token, jnp.sum(start_tokens == MASK_ID), token_weights, settings)
+    token_weights = jnp.where(paper, settings.paper_weight, 1.0)
+    return Guide(
+        target=Target(attention_inputs(transformer, params, sketch_tokens, len(weights)), weights),
+        other_token=other_token,
+        num_hidden=jnp.sum(start_tokens == MASK_ID),
+        region=region,
+        token_weights=jnp.concatenate([jnp.ones(1), token_weights]),
+        settings=settings,
+    )
 
 
 def start(
     transformer: Transformer,
-    params,
-    sketch_tokens: Tokens,
+    params: Any,
     paper_ids: Int[Array, "N"],
+    sketch_tokens: Tokens,
+    region: Bool[Array, "S"],
     settings: TracedSettings,
     key: RandomKey,
 ) -> tuple[Guide, DecodeState]:
-    """One sample before its first step: the sketch's ids, most of them hidden.
+    """One sample before its first step: the sketch's ids, most of the region's hidden.
 
     Args:
       transformer: the model.
       params: its weights.
-      sketch_tokens: class token and the sketch's ids.
       paper_ids: a blank picture's ids.
+      sketch_tokens: class token and the sketch's ids.
+      region: where ids may be hidden; the class token among them, which never is.
       settings: the knobs.
       key: the sample's key; nothing else is random.
     """
     other_key, hide_key, loop_key = jax.random.split(key, 3)
     other_token = other_class_token(other_key, sketch_tokens[0], transformer)
-    start_tokens = hide_start(sketch_tokens, settings.max_mask_rate, hide_key)
+    start_tokens = hide_start(sketch_tokens, region, settings.max_mask_rate, hide_key)
     guide = make_guide(
-        transformer, params, sketch_tokens, start_tokens, other_token, paper_ids, settings
+        transformer, params, sketch_tokens, start_tokens, region, other_token, paper_ids, settings
     )
     return guide, DecodeState(start_tokens, start_tokens, loop_key)
 
 
-def advance(
-    transformer: Transformer,
-    params,
-    guide: Guide,
-    state: DecodeState,
-    first_step: Int[Array, ""] | int,
-    last_step: Int[Array, ""] | int,
-    num_steps: Int[Array, ""] | int,
-    divergence: str = "jeffreys",
-    schedule: str = "linear",
-) -> DecodeState:
-    """Runs the steps first_step .. last_step - 1 of num_steps for one sample."""
-    settings = guide.settings
-    predict = classifier_free_predict(
-        transformer, params, guide.other_token, settings.guidance_scale
-    )
-    remask = structure_remask(
-        transformer,
-        params,
-        guide.target,
-        guide.num_hidden,
-        guide.token_weights,
-        settings,
-        num_steps=num_steps,
-        divergence=divergence,
-        schedule=schedule,
-    )
-    return decode(predict, remask, state, first_step, last_step)
+@dataclasses.dataclass(frozen=True)
+class MaskSketch:
+    """MaskSketch's method; see `sampling.Method`.
 
+    Attributes:
+      divergence: one of `structure.DIVERGENCES`.
+      schedule: how the mask rate falls, one of `schedules.SCHEDULE_NAMES`.
+      guided: false where no sample of the batch has classifier-free guidance: the other class's
+        logits are not computed.
+    """
 
-def distance(
-    transformer: Transformer,
-    params,
-    guide: Guide,
-    tokens: Tokens,
-    divergence: str = "jeffreys",
-) -> Float[Array, "S"]:
-    """Structure distance between the guide's sketch and ids, token by token."""
-    weights = guide.settings.layer_weights
-    attention = transformer.apply({"params": params}, tokens, weights.shape[-1], method="attention")
-    return structure_distance(guide.target, attention, weights, divergence)
+    divergence: str = "jeffreys"
+    schedule: str = "linear"
+    guided: bool = True
+
+    def __call__(
+        self,
+        transformer: Transformer,
+        params: Any,
+        used_layers: Bool[Array, "L"],
+        guide: Guide,
+        num_steps: Int[Array, ""] | int,
+    ):
+        """See `sampling.Method`; `used_layers` as in `structure.structure_distance`."""
+
+        def distance(ids):
+            return guide.token_weights * structure_distance(
+                transformer, params, ids, guide.target, used_layers, self.divergence
+            )
+
+        predict = maskgit_predict(transformer, params)
+        if self.guided:
+            predict = classifier_free_predict(
+                transformer, params, guide.other_token, guide.settings.guidance_scale
+            )
+        remask = structure_remask(
+            distance,
+            guide.num_hidden,
+            guide.region,
+            guide.settings,
+            num_steps=num_steps,
+            schedule=self.schedule,
+        )
+        return predict, remask
 
 
 class Samples(NamedTuple):
@@ -155,6 +173,7 @@ def sample(
     num_steps: int,
     seed: int | UInt32[Array, "B"],
     indices: Int[Array, "B"],
+    region: Bool[Array, "B N"] | None = None,
     divergence: str = "jeffreys",
     progress: Callable[[int], None] | None = None,
     steps_per_call: int = 8,
@@ -168,6 +187,8 @@ def sample(
       num_steps: decoding steps, ≥ 1.
       seed: with the index, all that a sample's randomness depends on; one for all, or each's own.
       indices: the samples' numbers.
+      region: the ids that are made, one at least of each sample; all when None. The others stay
+        what `sketch_tokens` says, so it holds a picture's ids there.
       divergence: one of `structure.DIVERGENCES`.
       progress: called with the number of steps done, first with 0, before anything is compiled.
       steps_per_call: steps between two calls of `progress`.
@@ -183,21 +204,46 @@ def sample(
         raise InputError(f"num_steps is {num_steps}: expected 1 or more")
     if progress is not None:
         progress(0)
-    batch = len(sketch_tokens)
-    keys = jax.vmap(sample_key)(jnp.broadcast_to(jnp.uint32(seed), batch), indices)
-    inputs = spread_over_devices((sketch_tokens, _per_sample(settings, batch), keys))
-    transformer, params = model.transformer, model.transformer_params
-    guide, state = _start(transformer, params, _paper_ids(model), *inputs)
-    for first in range(0, num_steps, steps_per_call):
-        last = min(first + steps_per_call, num_steps)
-        state = _advance(
-            transformer, params, guide, state, first, last, num_steps, divergence=divergence
-        )
-        jax.block_until_ready(state)
-        if progress is not None:
-            progress(last)
-    distances = _distance(transformer, params, guide, state.sampled, divergence=divergence)
-    return Samples(state.sampled[:batch, 1:], jnp.mean(distances[:batch, 1:], axis=1))
+    batch, length = sketch_tokens.shape
+    if region is None:
+        region = jnp.ones((batch, length - 1), bool)
+    region = jnp.concatenate([jnp.ones((batch, 1), bool), region], axis=1)
+    inputs = (sketch_tokens, region, _per_sample(settings, batch), sample_keys(seed, indices))
+    shared = model.params_on_devices, copy_to_devices(_paper_ids(model))
+    guide, state = _start(model.transformer, *shared, *spread_over_devices(inputs))
+    used_layers = jnp.asarray(np.any(np.reshape(settings.layer_weights, (-1, weights)), axis=0))
+    state = decode_batch(
+        model,
+        MaskSketch(divergence, guided=bool(np.any(np.asarray(settings.guidance_scale)))),
+        used_layers,
+        guide,
+        state,
+        num_steps=num_steps,
+        progress=progress,
+        steps_per_call=steps_per_call,
+    )
+    distances = _distance(
+        model.transformer,
+        divergence,
+        model.params_on_devices,
+        copy_to_devices(used_layers),
+        guide.target,
+        state.sampled,
+    )
+    return Samples(state.sampled[:batch, 1:], distances[:batch])
+
+
+def mean_distance(
+    transformer: Transformer,
+    params: Any,
+    used_layers: Bool[Array, "L"],
+    target: Target,
+    tokens: Tokens,
+    divergence: str = "jeffreys",
+) -> Float[Array, ""]:
+    """A picture's structure distance: the mean over its tokens."""
+    distance = structure_distance(transformer, params, tokens, target, used_layers, divergence)
+    return jnp.mean(distance[1:])
 
 
 def _paper_ids(model: Model) -> Int[Array, "N"]:
@@ -217,20 +263,12 @@ def _per_sample(settings: StructureSettings, batch: int) -> TracedSettings:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _start(transformer, params, paper_ids, sketch_tokens, settings, keys):
-    each = functools.partial(start, transformer, params)
-    return jax.vmap(each, in_axes=(0, None, 0, 0))(sketch_tokens, paper_ids, settings, keys)
+def _start(transformer, params, paper_ids, sketch_tokens, region, settings, keys):
+    each = functools.partial(start, transformer, params, paper_ids)
+    return jax.vmap(each)(sketch_tokens, region, settings, keys)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="divergence", donate_argnums=3)
-def _advance(transformer, params, guide, state, first_step, last_step, num_steps, *, divergence):
-    each = functools.partial(advance, transformer, params, divergence=divergence)
-    return jax.vmap(each, in_axes=(0, 0, None, None, None))(
-        guide, state, first_step, last_step, num_steps
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames="divergence")
-def _distance(transformer, params, guide, tokens, *, divergence):
-    each = functools.partial(distance, transformer, params, divergence=divergence)
-    return jax.vmap(each)(guide, tokens)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _distance(transformer, divergence, params, used_layers, target, tokens):
+    each = functools.partial(mean_distance, transformer, params, used_layers, divergence=divergence)
+    return jax.vmap(each)(target, tokens)

@@ -9,41 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from guidance.streaming import attend_and_compare
 from maskgit_jax import schedules
 from maskgit_jax.decoding import MASK_ID, RandomKey, Remask, Tokens, hide_lowest
 from maskgit_jax.errors import InputError
-from maskgit_jax.transformer import AttentionInputs, Transformer
+from maskgit_jax.inference import AttentionInputs, layer_extras
+from maskgit_jax.transformer import Transformer, attention_weights, mix
 
-MapLogits = Float[Array, "*b j"]
-"""Rows of an attention map before the softmax, or anything that differs from them by a constant
-per row, such as the map's logarithm."""
-
-
-def jeffreys(target: MapLogits, sampled: MapLogits) -> Float[Array, "*b"]:
-    """Jeffreys divergence of the maps' rows, J(p‖q) = Σ_j (p_j − q_j)(log p_j − log q_j).
-
-    Every term is ≥ 0 also in floating point, and log-softmax keeps the logarithms finite where a
-    probability underflows.
-    """
-    log_p, log_q = jax.nn.log_softmax(target), jax.nn.log_softmax(sampled)
-    return jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q), axis=-1)
-
-
-def cross_entropy(target: MapLogits, sampled: MapLogits) -> Float[Array, "*b"]:
-    """The released code's form, −Σ_j (p_j log q_j + q_j log p_j).
-
-    The Jeffreys divergence and both rows' entropies: it also punishes diffuse attention.
-    """
-    log_p, log_q = jax.nn.log_softmax(target), jax.nn.log_softmax(sampled)
-    return -jnp.sum(jnp.exp(log_p) * log_q + jnp.exp(log_q) * log_p, axis=-1)
-
-
-DIVERGENCES: dict[str, Callable[[MapLogits, MapLogits], Float[Array, "*b"]]] = {
-    "jeffreys": jeffreys,
-    "cross_entropy": cross_entropy,
-}
+DIVERGENCES = ("jeffreys", "cross_entropy")
+"""How rows of attention maps are compared: the paper's way, and the released code's, which is the
+Jeffreys divergence and both rows' entropies and so also punishes diffuse attention."""
 
 
 def check_divergence(name: str) -> None:
@@ -78,8 +55,7 @@ def layer_distances(
 ) -> Float[Array, "L S"]:
     """Distance of each token between two attention stacks, layer by layer (section 3.2).
 
-    The mean over heads of the divergence between a token's rows of the maps. One layer's maps
-    exist at a time.
+    The mean over heads of the divergence between a token's rows of the maps.
 
     Args:
       target: of the sketch's ids.
@@ -88,28 +64,61 @@ def layer_distances(
     """
 
     def of_layer(layer: tuple[AttentionInputs, AttentionInputs]) -> Float[Array, "S"]:
-        maps = (jnp.einsum("qhd,khd->hqk", side.queries, side.keys) for side in layer)
-        return jnp.mean(DIVERGENCES[divergence](*maps), axis=0)
+        (target_query, target_key), (query, key) = layer
+        heads = (query, key, key, target_query, target_key)
+        return jnp.mean(attend_and_compare(*heads, divergence=divergence)[1], axis=0)
 
     return jax.lax.map(of_layer, (target, sampled))
 
 
+class Target(NamedTuple):
+    """What a sample's structure is compared with.
+
+    Attributes:
+      attention: inputs of the sketch's maps.
+      layer_weights: weight of each layer's distance.
+    """
+
+    attention: AttentionInputs
+    layer_weights: Float[Array, "L"]
+
+
 def structure_distance(
-    target: AttentionInputs,
-    sampled: AttentionInputs,
-    layer_weights: Float[Array, "L"],
+    transformer: Transformer,
+    params: Any,
+    ids: Tokens,
+    target: Target,
+    used_layers: Bool[Array, "L"],
     divergence: str = "jeffreys",
 ) -> Float[Array, "S"]:
     """Distance d_i of each token: the weighted mean over layers of `layer_distances`.
 
+    One pass over the ids; the attention logits that it needs serve the divergence too.
+
     Args:
-      target: of the sketch's ids.
-      sampled: of the sampled ids.
-      layer_weights: ≥ 0, not all 0; their scale does not matter.
+      transformer: the model.
+      params: its weights, stacked.
+      ids: nothing hidden.
+      target: what they are compared with.
+      used_layers: false where no sample of the batch weighs a layer: not compared there.
       divergence: one of `DIVERGENCES`.
     """
-    distances = layer_distances(target, sampled, divergence)
-    return layer_weights @ distances / jnp.sum(layer_weights)
+
+    def compare(given, *heads):
+        sketch, _ = given
+        mixed, distance = attend_and_compare(*heads, *sketch, divergence=divergence)
+        return mixed, jnp.mean(distance, axis=0)
+
+    def pass_by(given, query, key, value):
+        mixed = mix(attention_weights(query, key), value)
+        return mixed, jnp.zeros(ids.shape, jnp.float32)
+
+    def attend(given, *heads):
+        return jax.lax.cond(given[1], compare, pass_by, given, *heads)
+
+    inputs = (target.attention, used_layers)
+    distances = layer_extras(transformer, params, ids, attend, inputs, len(used_layers))
+    return target.layer_weights @ distances / jnp.sum(target.layer_weights)
 
 
 class StructureSettings(NamedTuple):
@@ -223,15 +232,12 @@ def check_settings(settings: StructureSettings) -> None:
 
 
 def structure_remask(
-    transformer: Transformer,
-    params: Any,
-    target: AttentionInputs,
+    distance: Callable[[Tokens], Float[Array, "S"]],
     num_hidden: Int[Array, ""],
-    token_weights: Float[Array, "S"],
+    region: Bool[Array, "S"],
     settings: TracedSettings,
     *,
     num_steps: Int[Array, ""] | int,
-    divergence: str = "jeffreys",
     schedule: str = "linear",
 ) -> Remask:
     """Hides what strays from the sketch's structure, and what the model is unsure of (section 3.3).
@@ -241,26 +247,17 @@ def structure_remask(
     highest to the lowest mask rate.
 
     Args:
-      transformer: the model.
-      params: its weights.
-      target: attention inputs of the sketch's ids, as many layers as weights.
+      distance: of sampled ids from the sketch, token by token.
       num_hidden: N₀, the number of ids hidden at the start.
-      token_weights: of the tokens' distances, in [0, 1].
+      region: where ids may be hidden; the class token among them, which never is.
       settings: see `StructureSettings`.
       num_steps: T.
-      divergence: one of `DIVERGENCES`.
       schedule: how the rate falls, one of `schedules.SCHEDULE_NAMES`.
     """
-    num_layers = settings.layer_weights.shape[-1]
 
     def remask(step, ids, sampled, logits, key):
-        attention = transformer.apply({"params": params}, sampled, num_layers, method="attention")
-        distance = structure_distance(target, attention, settings.layer_weights, divergence)
-
-        probabilities = jax.nn.softmax(logits[1:])
-        chosen = jnp.take_along_axis(probabilities, sampled[1:, None], axis=-1)[:, 0]
-        # The class token is no candidate for the confidence mask.
-        confidence = jnp.concatenate([jnp.full(1, jnp.inf), _rescale(chosen)])
+        probabilities = jax.nn.softmax(logits)
+        confidence = jnp.take_along_axis(probabilities, sampled[:, None], axis=-1)[:, 0]
 
         falling = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_hidden)
         rate = settings.min_mask_rate + falling * settings.mask_rate_span
@@ -269,13 +266,14 @@ def structure_remask(
         # Keys of their own for each draw; the loop's key goes on as if none had been made.
         structure_key, confidence_key = jax.random.split(jax.random.fold_in(key, 0))
         by_structure = _hide_noisy(
-            _rescale(-token_weights * distance),
+            _rescale(-distance(sampled), region),
             count * settings.structure_share,
             settings.structure_temperature,
             structure_key,
         )
+        # The class token is no candidate for the confidence mask.
         by_confidence = _hide_noisy(
-            confidence,
+            _rescale(confidence, region.at[0].set(False)),
             count * settings.realism_share,
             settings.confidence_temperature,
             confidence_key,
@@ -285,21 +283,25 @@ def structure_remask(
     return remask
 
 
-def hide_start(tokens: Tokens, rate: Float[Array, ""] | float, key: RandomKey) -> Tokens:
-    """Hides a random ceil(rate · N) of the image ids."""
-    num_tokens = tokens.shape[-1] - 1
+def hide_start(
+    tokens: Tokens, region: Bool[Array, "S"], rate: Float[Array, ""] | float, key: RandomKey
+) -> Tokens:
+    """Hides a random ceil(rate · N) of a region's N image ids."""
+    region = region.at[0].set(False)
+    num_tokens = jnp.sum(region)
     # 0.95 · 20 is 19.000002 in float32 and means 19.
     count = jnp.ceil(num_tokens * rate - 1e-3).astype(jnp.int32)
     count = jnp.clip(count, 1, num_tokens)
-    ids = tokens[1:]
-    hide = hide_lowest(jnp.zeros(num_tokens), count, key)
-    return tokens.at[1:].set(jnp.where(hide, MASK_ID, ids))
+    hide = hide_lowest(jnp.where(region, 0.0, 1.0)[1:], count, key)
+    return tokens.at[1:].set(jnp.where(hide, MASK_ID, tokens[1:]))
 
 
-def _rescale(scores: Float[Array, "n"]) -> Float[Array, "n"]:
-    """To [0, 1], lowest to highest; all 0 where all agree."""
-    low, high = jnp.min(scores), jnp.max(scores)
-    return (scores - low) / jnp.maximum(high - low, jnp.finfo(scores.dtype).tiny)
+def _rescale(scores: Float[Array, "S"], region: Bool[Array, "S"]) -> Float[Array, "S"]:
+    """A region's scores to [0, 1], lowest to highest, all 0 where all agree; infinite outside."""
+    low = jnp.min(scores, where=region, initial=jnp.inf)
+    high = jnp.max(scores, where=region, initial=-jnp.inf)
+    scores = (scores - low) / jnp.maximum(high - low, jnp.finfo(scores.dtype).tiny)
+    return jnp.where(region, scores, jnp.inf)
 
 
 def _hide_noisy(scores, count, temperature, key):

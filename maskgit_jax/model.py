@@ -12,11 +12,16 @@ from jaxtyping import Array, Float, Int
 
 from maskgit_jax import checkpoint, download
 from maskgit_jax.config import ModelConfig, TokenizerConfig, read_config
+from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError
+from maskgit_jax.inference import stack_layers
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 
 _BUILTIN = ("demo",)
+
+DTYPES = ("float32", "bfloat16")
+"""What the transformer can compute in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,7 @@ class Model:
     Attributes:
       config: hyper-parameters and class names.
       transformer: the module over ids.
-      transformer_params: its weights.
+      transformer_params: its weights, layers stacked (see `inference`).
       tokenizer: the module between pictures and ids.
       tokenizer_params: its weights.
     """
@@ -46,6 +51,11 @@ class Model:
         """Pictures, about in [0, 1], of image ids."""
         side = self.config.tokenizer.latent_size
         return self._decode({"params": self.tokenizer_params}, ids.reshape(-1, side, side))
+
+    @functools.cached_property
+    def params_on_devices(self) -> Any:
+        """The transformer's weights, on every local device."""
+        return copy_to_devices(self.transformer_params)
 
     @functools.cached_property
     def _encode(self):
@@ -92,18 +102,22 @@ def model_config(name: str | os.PathLike[str]) -> ModelConfig:
     return read_config(Path(name) / "config.json")
 
 
-def load_model(name: str | os.PathLike[str]) -> Model:
+def load_model(name: str | os.PathLike[str], *, dtype: str = "float32") -> Model:
     """Loads a model from a folder, or by name.
 
     Args:
       name: "demo" (ships with the package), "imagenet256" or "imagenet512" (fetched once to a
         cache folder, see `download`), or the path of a folder with `config.json`,
         `maskgit_checkpoint` and `tokenizer_checkpoint` in the released format.
+      dtype: of the transformer's weights and products, one of `DTYPES`; softmax, normalisation,
+        divergence and logits are float32 in either. The tokenizer is always float32.
 
     Raises:
-      InputError: no such model, a file is missing or damaged, or the parameters are not those
-        of the configuration.
+      InputError: unknown dtype, no such model, a file is missing or damaged, or the parameters
+        are not those of the configuration.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     config = model_config(name)
     if name in download.MODELS:
         folder = download.fetch_model(str(name))
@@ -112,7 +126,8 @@ def load_model(name: str | os.PathLike[str]) -> Model:
     tokenizer, tokenizer_params = load_tokenizer(folder, config.tokenizer)
     transformer = Transformer(config.transformer)
     ids = jax.ShapeDtypeStruct((1, config.transformer.sequence_length), jnp.int32)
-    transformer_params = _load_params(folder / "maskgit_checkpoint", transformer, ids)
+    released = _load_params(folder / "maskgit_checkpoint", transformer, ids)
+    transformer_params = jax.tree.map(lambda x: x.astype(dtype), stack_layers(released))
     return Model(
         config=config,
         transformer=transformer,

@@ -3,7 +3,8 @@
 Module and parameter names are those of the released checkpoints.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from maskgit_jax.config import TransformerConfig
 
 LAYER_NORM_EPSILON = 1e-12
+MASK_ID = -1
 _init = nn.initializers.truncated_normal(stddev=0.02)
 
 
@@ -20,35 +22,45 @@ def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name=name)
 
 
-class AttentionInputs(NamedTuple):
-    """Queries and keys of some layers: what attention maps are made of, in O(N) memory.
+Heads = Float[Array, "*b S H d"]
+"""What each head sees of each token."""
+Attend = Callable[[Heads, Heads, Heads], tuple[Heads, Any]]
+"""`(query, key, value) -> (mixed, extra)`; queries are already divided by √(head width)."""
 
-    The logits of a map are `query_i · key_j`: queries are already divided by √(head width).
-    """
 
-    queries: Float[Array, "L *b S H d"]
-    keys: Float[Array, "L *b S H d"]
+def attention_weights(query: Heads, key: Heads) -> Float[Array, "*b H S S"]:
+    """The attention maps, in float32 whatever the type of the heads."""
+    logits = jnp.einsum("...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits)
+
+
+def mix(weights: Float[Array, "*b H S S"], value: Heads) -> Heads:
+    """Each token's mean of the values, weighted by its row of the map."""
+    return jnp.einsum("...hqk,...khd->...qhd", weights.astype(value.dtype), value)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention that also returns its queries and keys."""
+    """Multi-head self-attention; `attend` stands in for the product of maps and values."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b S D"], deterministic: bool):
+    def __call__(self, x: Float[Array, "*b S D"], deterministic: bool, attend: Attend | None):
         cfg = self.config
         head = (cfg.num_heads, cfg.hidden_size // cfg.num_heads)
         query, key, value = (
             nn.DenseGeneral(head, kernel_init=_init, name=name)(x)
             for name in ("query", "key", "value")
         )
-        query = query / jnp.sqrt(head[1])
-        weights = jax.nn.softmax(jnp.einsum("...qhd,...khd->...hqk", query, key))
-        weights = nn.Dropout(cfg.dropout_rate)(weights, deterministic=deterministic)
-        mixed = jnp.einsum("...hqk,...khd->...qhd", weights, value)
+        query = query / jnp.sqrt(head[1]).astype(query.dtype)
+        if attend is None:
+            weights = attention_weights(query, key)
+            weights = nn.Dropout(cfg.dropout_rate)(weights, deterministic=deterministic)
+            mixed, extra = mix(weights, value), None
+        else:
+            mixed, extra = attend(query, key, value)
         out = nn.DenseGeneral(cfg.hidden_size, axis=(-2, -1), kernel_init=_init, name="out")(mixed)
-        return out, query, key
+        return out, extra
 
 
 class Attention(nn.Module):
@@ -57,10 +69,10 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b S D"], deterministic: bool):
-        out, query, key = SelfAttention(self.config, name="self_attention")(x, deterministic)
+    def __call__(self, x: Float[Array, "*b S D"], deterministic: bool, attend: Attend | None):
+        out, extra = SelfAttention(self.config, name="self_attention")(x, deterministic, attend)
         out = nn.Dropout(self.config.dropout_rate)(out, deterministic=deterministic)
-        return _layer_norm("attention_output_ln")(out + x), query, key
+        return _layer_norm("attention_output_ln")(out + x), extra
 
 
 class Mlp(nn.Module):
@@ -83,9 +95,11 @@ class TransformerLayer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b S D"], deterministic: bool):
-        x, query, key = Attention(self.config, name="Attention_0")(x, deterministic)
-        return Mlp(self.config, name="Mlp_0")(x, deterministic), query, key
+    def __call__(
+        self, x: Float[Array, "*b S D"], deterministic: bool, attend: Attend | None = None
+    ):
+        x, extra = Attention(self.config, name="Attention_0")(x, deterministic, attend)
+        return Mlp(self.config, name="Mlp_0")(x, deterministic), extra
 
 
 class Embed(nn.Module):
@@ -94,7 +108,12 @@ class Embed(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "*b S"], deterministic: bool):
+    def __call__(
+        self,
+        ids: Int[Array, "*b S"],
+        deterministic: bool,
+        guide_ids: Int[Array, "*b S"] | None = None,
+    ):
         cfg = self.config
         words, positions = (
             nn.Embed(rows, cfg.hidden_size, embedding_init=_init, name=name)
@@ -103,9 +122,16 @@ class Embed(nn.Module):
                 (cfg.sequence_length, "position_embeddings"),
             )
         )
-        # The mask id -1 is the last row of the table.
-        x = words(ids % cfg.vocabulary_size) + positions(jnp.arange(ids.shape[-1]))
-        x = _layer_norm("embeddings_ln")(x)
+        norm = _layer_norm("embeddings_ln")
+
+        def embed(ids):
+            # The mask id -1 is the last row of the table.
+            return norm(words(ids % cfg.vocabulary_size) + positions(jnp.arange(ids.shape[-1])))
+
+        x = embed(ids)
+        if guide_ids is not None:
+            guided = (ids == MASK_ID) & (guide_ids != MASK_ID)
+            x = x + jnp.where(guided[..., None], embed(guide_ids), 0)
         return nn.Dropout(cfg.dropout_rate)(x, deterministic=deterministic), words.embedding
 
 
@@ -149,23 +175,18 @@ class Transformer(nn.Module):
         self.MlmLayer_0 = MlmLayer(self.config)
 
     def __call__(
-        self, ids: Int[Array, "*b S"], deterministic: bool = True
+        self,
+        ids: Int[Array, "*b S"],
+        deterministic: bool = True,
+        guide_ids: Int[Array, "*b S"] | None = None,
     ) -> Float[Array, "*b S V"]:
         """Logits over the whole vocabulary; only the first K are image codes.
 
-        With `deterministic=False` dropout is on and a 'dropout' key is needed.
+        With `deterministic=False` dropout is on and a 'dropout' key is needed. Where an id is
+        hidden, the embedding of a guide id that is not -1 is added to the mask's (MaskGIT-Edit,
+        iterative form).
         """
-        x, words = self.Embed_0(ids, deterministic)
+        x, words = self.Embed_0(ids, deterministic, guide_ids)
         for layer in self.TransformerLayer:
-            x, _, _ = layer(x, deterministic)
+            x, _ = layer(x, deterministic)
         return self.MlmLayer_0(x, words)
-
-    def attention(self, ids: Int[Array, "*b S"], num_layers: int) -> AttentionInputs:
-        """Queries and keys of the first `num_layers` layers; nothing above them is run."""
-        x, _ = self.Embed_0(ids, True)
-        queries, keys = [], []
-        for layer in self.TransformerLayer[:num_layers]:
-            x, query, key = layer(x, True)
-            queries.append(query)
-            keys.append(key)
-        return AttentionInputs(jnp.stack(queries), jnp.stack(keys))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maskgit_jax.config import ModelConfig, TokenizerConfig, TransformerConfig
+from maskgit_jax.inference import stack_layers, unstack_layers
 from maskgit_jax.model import Model, parameter_shapes
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
@@ -62,14 +63,19 @@ def make_model(scale: float = 0.2, **overrides) -> Model:
     return Model(
         config=config,
         transformer=transformer,
-        transformer_params=fill_all(
-            functools.partial(fill, scale=scale), parameter_shapes(transformer, ids)
+        transformer_params=stack_layers(
+            fill_all(functools.partial(fill, scale=scale), parameter_shapes(transformer, ids))
         ),
         tokenizer=tokenizer,
         tokenizer_params=fill_all(
             functools.partial(fill, scale=0.2), parameter_shapes(tokenizer, images)
         ),
     )
+
+
+def released(model: Model) -> dict:
+    """The transformer's parameters as files and the module have them."""
+    return unstack_layers(model.transformer_params)
 
 
 @pytest.fixture(scope="session")

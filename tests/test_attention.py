@@ -18,8 +18,9 @@ from experiments import attention_figures, attention_maps
 from maskgit_jax import checkpoint
 from maskgit_jax.config import write_config
 from maskgit_jax.images import read_image
-from maskgit_jax.transformer import AttentionInputs
+from maskgit_jax.inference import AttentionInputs
 from tests.commands import ROOT, assert_refused
+from tests.conftest import released
 
 few_values = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 
@@ -214,7 +215,7 @@ def tiny_folder(tiny, tmp_path_factory) -> Path:
     """A model of other classes than the demo world's, and a picture of its size."""
     folder = tmp_path_factory.mktemp("tiny")
     write_config(folder / "config.json", tiny.config)
-    checkpoint.write_checkpoint(folder / "maskgit_checkpoint", tiny.transformer_params)
+    checkpoint.write_checkpoint(folder / "maskgit_checkpoint", released(tiny))
     checkpoint.write_checkpoint(folder / "tokenizer_checkpoint", tiny.tokenizer_params)
     colours = np.random.default_rng(0).integers(0, 256, (8, 10, 3))
     Image.fromarray(colours.astype(np.uint8)).save(folder / "picture.png")

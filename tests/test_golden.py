@@ -15,8 +15,10 @@ import pytest
 
 from guidance import masksketch, structure
 from maskgit_jax import decoding, schedules
+from maskgit_jax.inference import AttentionInputs, attention_inputs, code_logits
+from maskgit_jax.maskgit import maskgit_predict, maskgit_remask
 from maskgit_jax.model import Model, load_model
-from maskgit_jax.transformer import AttentionInputs
+from tests.conftest import released
 
 FOLDER = Path(os.environ.get("MASKGIT_GOLDEN", Path(__file__).parent / "golden"))
 SCHEDULES = {
@@ -58,19 +60,20 @@ def maps_of(inputs: AttentionInputs):
 
 def test_transformer_logits(model):
     golden = read("transformer.npz")
-    apply = jax.jit(
-        functools.partial(model.transformer.apply, {"params": model.transformer_params})
-    )
-    close(apply(golden["tokens"]), golden["logits"])
-    close(apply(golden["masked_tokens"]), golden["masked_logits"])
+    apply = jax.jit(functools.partial(model.transformer.apply, {"params": released(model)}))
+    codes = slice(model.config.transformer.codebook_size)
+    for name in ("", "masked_"):
+        tokens, expected = golden[f"{name}tokens"], golden[f"{name}logits"]
+        close(apply(tokens), expected)
+        found = code_logits(model.transformer, model.transformer_params, tokens)
+        close(found, expected[..., codes])
 
 
 def test_attention_maps(model):
     golden = read("transformer.npz")
     num_layers = golden["attention"].shape[1]
-    inputs = model.transformer.apply(
-        {"params": model.transformer_params}, golden["tokens"], num_layers, method="attention"
-    )
+    modules = model.transformer, model.transformer_params
+    inputs = attention_inputs(*modules, golden["tokens"], num_layers)
     close(maps_of(inputs), golden["attention"].swapaxes(0, 1))
 
 
@@ -97,13 +100,13 @@ def test_maskgit_decoding(model, case):
     golden = read("decode_maskgit.npz")
     params = json.loads(str(golden[f"{case}/params"]))
     ids = jnp.asarray(golden[f"{case}/inputs"][0])
-    remask = decoding.maskgit_remask(
+    remask = maskgit_remask(
         jnp.sum(ids == decoding.MASK_ID),
         num_steps=params["num_iter"],
         temperature=params["choice_temperature"],
         schedule=SCHEDULES[params["schedule"]],
     )
-    predict = decoding.maskgit_predict(model.transformer, model.transformer_params)
+    predict = maskgit_predict(model.transformer, model.transformer_params)
     step = jax.jit(lambda state, t: decoding.decode(predict, remask, state, t, t + 1))
 
     state = decoding.DecodeState(ids, ids, jax.random.PRNGKey(params["prng_key_seed"]))
@@ -115,10 +118,17 @@ def test_maskgit_decoding(model, case):
 
 def test_structure_score():
     golden = read("decode_masksketch.npz")
-    distance = structure.cross_entropy(
-        jnp.log(golden["score/target_attention"]), jnp.log(golden["score/pred_attention"])
-    )
-    close(-jnp.mean(distance, axis=2), golden["score/outputs"])
+    maps = golden["score/target_attention"], golden["score/pred_attention"]
+    # Products with unit keys are the queries themselves: any map can be given as its logarithm.
+    units = jnp.eye(maps[0].shape[-1])[:, None]
+
+    def inputs(maps):
+        queries = jnp.swapaxes(jnp.log(maps), 1, 2)
+        return AttentionInputs(queries, jnp.broadcast_to(units, queries.shape))
+
+    for number, (target, sampled) in enumerate(zip(*maps, strict=True)):
+        distances = structure.layer_distances(inputs(target), inputs(sampled), "cross_entropy")
+        close(-distances, golden["score/outputs"][number])
 
 
 @pytest.mark.parametrize(
@@ -150,18 +160,15 @@ def test_masksketch_decoding(model, case):
     def run(settings, key):
         other_token = jnp.int32(params["unconditional_class_token"])
         no_paper = jnp.full(sketch.shape[-1] - 1, -1)
-        guide = masksketch.make_guide(*modules, sketch, start, other_token, no_paper, settings)
-        state = decoding.DecodeState(start, start, key)
-        return masksketch.advance(
-            *modules,
-            guide,
-            state,
-            0,
-            num_steps,
-            num_steps,
-            divergence="cross_entropy",
-            schedule=SCHEDULES[params["schedule"]],
+        everywhere = jnp.ones(sketch.shape, bool)
+        guide = masksketch.make_guide(
+            *modules, sketch, start, everywhere, other_token, no_paper, settings
         )
+        method = masksketch.MaskSketch("cross_entropy", SCHEDULES[params["schedule"]])
+        used_layers = guide.target.layer_weights > 0
+        predict, remask = method(*modules, used_layers, guide, num_steps)
+        state = decoding.DecodeState(start, start, key)
+        return decoding.decode(predict, remask, state, 0, num_steps)
 
     state = run(structure.traced(settings), jax.random.PRNGKey(params["prng_key_seed"]))
     np.testing.assert_array_equal(state.sampled, golden[f"{case}/outputs"][0])

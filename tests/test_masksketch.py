@@ -14,10 +14,10 @@ import pytest
 
 from guidance import masksketch
 from guidance.structure import StructureSettings, layer_weights, traced
-from maskgit_jax.decoding import sample_key
+from maskgit_jax import sampling
+from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import with_class_token
-from maskgit_jax.sampling import spread_over_devices
 
 NUM_STEPS = 6
 
@@ -63,7 +63,7 @@ def test_equal_sketches_with_other_indices_give_other_samples(tiny):
 
 def test_one_compilation_serves_all_settings(tiny):
     draw(tiny)
-    functions = masksketch._start, masksketch._advance, masksketch._distance
+    functions = masksketch._start, sampling._advance, masksketch._distance
     before = [f._cache_size() for f in functions]
     results = [
         draw(tiny, lambda_s=0.0),
@@ -74,6 +74,30 @@ def test_one_compilation_serves_all_settings(tiny):
     ]
     assert [f._cache_size() for f in functions] == before
     assert len({tuple(r.ids.ravel().tolist()) for r in results}) == 5
+
+
+def test_without_guidance_the_other_class_is_not_computed(tiny):
+    """The same tokens as with a scale of 0 beside one that is not."""
+    scales = np.float32([0.0, 2.0] * 4)
+    mixed, free = draw(tiny, guidance_scale=scales), draw(tiny, guidance_scale=0.0)
+    np.testing.assert_array_equal(mixed.ids[::2], free.ids[::2])
+    assert np.any(mixed.ids[1::2] != free.ids[1::2])
+
+
+def test_outside_the_region_ids_stay(tiny):
+    region = jnp.zeros((8, 16), bool).at[:, 3:9].set(True)
+    samples = masksketch.sample(
+        tiny,
+        sketches(tiny, 8),
+        StructureSettings(layer_weights(None, 3), max_mask_rate=1.0, lambda_s=0.5),
+        num_steps=NUM_STEPS,
+        seed=7,
+        indices=jnp.arange(8),
+        region=region,
+    )
+    given = sketches(tiny, 8)[:, 1:]
+    np.testing.assert_array_equal(samples.ids[~region], given[~region])
+    assert np.mean(samples.ids[region] != given[region]) > 0.5
 
 
 def test_settings_may_differ_between_samples(tiny):
@@ -96,8 +120,13 @@ def test_the_sketch_itself_has_distance_zero(tiny):
     settings = traced(StructureSettings(layer_weights=jnp.ones(3), paper_weight=0.25))
     modules = tiny.transformer, tiny.transformer_params
     paper_ids = tokens[1:].at[::2].add(1)
-    guide, state = masksketch.start(*modules, tokens, paper_ids, settings, jax.random.key(0))
-    np.testing.assert_allclose(masksketch.distance(*modules, guide, tokens), 0, atol=1e-6)
+    everywhere = jnp.ones(17, bool)
+    guide, state = masksketch.start(
+        *modules, paper_ids, tokens, everywhere, settings, jax.random.key(0)
+    )
+    used_layers = jnp.ones(3, bool)
+    distance = masksketch.mean_distance(*modules, used_layers, guide.target, tokens)
+    np.testing.assert_allclose(distance, 0, atol=1e-6)
     assert int(guide.num_hidden) == int(jnp.sum(state.ids == -1)) == 16
     np.testing.assert_array_equal(guide.token_weights, [1, *[1, 0.25] * 8])
 
@@ -135,11 +164,15 @@ def test_progress_counts_the_steps(tiny):
 def compiled_loop(model) -> str:
     """The decode loop of eight samples as it is compiled for all devices."""
     tokens, settings = sketches(model, 8), StructureSettings(layer_weights(None, 3))
-    keys = jax.vmap(sample_key)(jnp.zeros(8, jnp.uint32), jnp.arange(8))
-    inputs = spread_over_devices((tokens, masksketch._per_sample(settings, 8), keys))
-    given = model.transformer, model.transformer_params
-    guide, state = masksketch._start(*given, masksketch._paper_ids(model), *inputs)
-    loop = masksketch._advance.lower(*given, guide, state, 0, 4, 4, divergence="jeffreys")
+    knobs = masksketch._per_sample(settings, 8)
+    inputs = (tokens, jnp.ones((8, 17), bool), knobs, sampling.sample_keys(0, jnp.arange(8)))
+    params, paper, used = copy_to_devices(
+        (model.transformer_params, masksketch._paper_ids(model), jnp.ones(3, bool))
+    )
+    guide, state = masksketch._start(model.transformer, params, paper, *spread_over_devices(inputs))
+    loop = sampling._advance.lower(
+        masksketch.MaskSketch(), model.transformer, params, used, guide, state, 0, 4, 4
+    )
     return loop.compile().as_text()
 
 

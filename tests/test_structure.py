@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from guidance import structure
 from guidance.structure import StructureSettings
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.errors import InputError
-from maskgit_jax.transformer import AttentionInputs
+from maskgit_jax.inference import AttentionInputs, attention_inputs
 
 
 def softmax64(logits):
@@ -25,35 +23,6 @@ def random_inputs(key, layers=3, scale=1.0) -> AttentionInputs:
     return AttentionInputs(queries, keys)
 
 
-@given(st.integers(0, 10**6), st.floats(0.1, 5.0))
-@settings(max_examples=25, deadline=None)
-def test_divergences_are_the_definitions(seed, scale):
-    s, r = scale * jax.random.normal(jax.random.key(seed), (2, 4, 33))
-    p, q = softmax64(s), softmax64(r)
-    jeffreys = np.sum((p - q) * (np.log(p) - np.log(q)), axis=-1)
-    np.testing.assert_allclose(structure.jeffreys(s, r), jeffreys, rtol=2e-4, atol=1e-5)
-    cross_entropy = -np.sum(p * np.log(q) + q * np.log(p), axis=-1)
-    np.testing.assert_allclose(structure.cross_entropy(s, r), cross_entropy, rtol=2e-4)
-
-
-def test_the_normalisers_cancel():
-    """J = E_p[s − r] − E_q[s − r], the form without logarithms."""
-    s, r = jax.random.normal(jax.random.key(0), (2, 5, 33))
-    p, q = softmax64(s), softmax64(r)
-    difference = np.asarray(s - r, np.float64)
-    expected = np.sum(p * difference, -1) - np.sum(q * difference, -1)
-    np.testing.assert_allclose(structure.jeffreys(s, r), expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1e2, 1e4, 1e6])
-def test_distance_is_finite_and_not_negative_where_attention_underflows(scale):
-    s, r = scale * jax.random.normal(jax.random.key(1), (2, 40, 65))
-    distance = np.asarray(structure.jeffreys(s, r))
-    assert np.all(np.isfinite(distance)) and np.all(distance >= 0)
-    np.testing.assert_array_equal(structure.jeffreys(s, s), 0)
-    assert np.all(np.isfinite(structure.cross_entropy(s, r)))
-
-
 def test_structure_distance_averages_heads_and_weighs_layers():
     target, sampled = (random_inputs(jax.random.key(i)) for i in range(2))
     weights = jnp.array([1.0, 0.0, 3.0])
@@ -65,10 +34,34 @@ def test_structure_distance_averages_heads_and_weighs_layers():
                 for x in (target, sampled)
             )
             expected += weight / 2 * np.sum((p - q) * (np.log(p) - np.log(q)), axis=-1)
-    distance = structure.structure_distance(target, sampled, weights)
-    np.testing.assert_allclose(distance, expected, rtol=1e-4)
-    scaled = structure.structure_distance(target, sampled, 10 * weights)
-    np.testing.assert_allclose(scaled, distance, rtol=1e-6)
+    distances = structure.layer_distances(target, sampled)
+    np.testing.assert_allclose(weights @ distances / 4, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_structure_distance_weighs_the_layers_of_one_pass(tiny):
+    modules = tiny.transformer, tiny.transformer_params
+    ids = jnp.array([24, *range(8, 24)])
+    target, sampled = (attention_inputs(*modules, x, 3) for x in (SKETCH, ids))
+    layers = structure.layer_distances(target, sampled)
+    for weights, used in (([1.0, 0.0, 3.0], [True, False, True]), ([2.0, 2.0, 2.0], [True] * 3)):
+        expected = np.average(layers, axis=0, weights=weights)
+        distance = structure.structure_distance(
+            *modules, ids, structure.Target(target, jnp.array(weights)), jnp.array(used)
+        )
+        np.testing.assert_allclose(distance, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_that_no_sample_weighs_are_not_compared(tiny):
+    """A weight on such a layer changes nothing: its distance is taken to be 0."""
+    modules = tiny.transformer, tiny.transformer_params
+    ids = jnp.array([24, *range(8, 24)])
+    target = attention_inputs(*modules, SKETCH, 3)
+    used = jnp.array([True, False, False])
+    distance = structure.structure_distance(
+        *modules, ids, structure.Target(target, jnp.array([1.0, 7.0, 0.0])), used
+    )
+    alone = structure.layer_distances(target, attention_inputs(*modules, ids, 3))[0]
+    np.testing.assert_allclose(distance, alone / 8, rtol=1e-4, atol=1e-7)
 
 
 SKETCH = jnp.array([24, *range(16)])
@@ -81,22 +74,23 @@ def remask_once(tiny):
     modules = tiny.transformer, tiny.transformer_params
 
     @jax.jit
-    def hide_and_distance(knobs, step, num_steps, sampled, token_weights, key):
-        attention = functools.partial(modules[0].apply, {"params": modules[1]}, method="attention")
-        target = attention(SKETCH, 3)
+    def hide_and_distance(knobs, step, num_steps, sampled, region, key):
+        target = structure.Target(attention_inputs(*modules, SKETCH, 3), knobs.layer_weights)
+        distance = functools.partial(
+            structure.structure_distance, *modules, target=target, used_layers=jnp.ones(3, bool)
+        )
         remask = structure.structure_remask(
-            *modules, target, jnp.int32(16), token_weights, knobs, num_steps=num_steps
+            distance, jnp.int32(16), region, knobs, num_steps=num_steps
         )
         hide, _ = remask(step, sampled, sampled, LOGITS, key)
-        distance = structure.structure_distance(target, attention(sampled, 3), knobs.layer_weights)
-        return hide, distance
+        return hide, distance(sampled)
 
-    def call(*, step=0, num_steps=10, sampled=None, token_weights=None, key=0, **overrides):
+    def call(*, step=0, num_steps=10, sampled=None, region=None, key=0, **overrides):
         sampled = jnp.array([24, *range(8, 24)]) if sampled is None else sampled
-        token_weights = jnp.ones(17) if token_weights is None else token_weights
+        region = jnp.ones(17, bool) if region is None else region
         knobs = StructureSettings(layer_weights=jnp.ones(3))._replace(**overrides)
         hide, distance = hide_and_distance(
-            structure.traced(knobs), step, num_steps, sampled, token_weights, jax.random.key(key)
+            structure.traced(knobs), step, num_steps, sampled, region, jax.random.key(key)
         )
         confidence = softmax64(LOGITS)[np.arange(1, 17), sampled[1:]]
         return np.asarray(hide), np.asarray(distance), confidence
@@ -110,12 +104,15 @@ def test_all_structure_hides_the_largest_distances(remask_once):
     assert set(np.flatnonzero(hide)) == set(ranked) - {0}
 
 
-def test_token_weights_scale_the_distances(remask_once):
-    weights = np.where(np.arange(17) % 2, 1.0, 0.3).astype(np.float32)
-    hide, distance, _ = remask_once(
-        lambda_s=1.0, max_mask_rate=0.5, min_mask_rate=0.5, token_weights=jnp.asarray(weights)
-    )
-    assert set(np.flatnonzero(hide)) == set(np.argsort(-weights * distance)[:8]) - {0}
+def test_nothing_is_hidden_outside_the_region(remask_once):
+    region = jnp.arange(17) % 2 == 0
+    rates = {"max_mask_rate": 0.375, "min_mask_rate": 0.375}
+    hide, distance, _ = remask_once(lambda_s=1.0, region=region, **rates)
+    inside = np.flatnonzero(region)
+    assert set(np.flatnonzero(hide)) == set(inside[np.argsort(-distance[inside])[:6]]) - {0}
+    hide, _, confidence = remask_once(lambda_s=0.0, region=region, **rates)
+    inside = inside[1:]
+    assert set(np.flatnonzero(hide)) == set(inside[np.argsort(confidence[inside - 1])[:6]])
 
 
 def test_all_realism_hides_the_lowest_confidences(remask_once):
@@ -165,11 +162,18 @@ def test_the_two_masks_do_not_share_their_noise(remask_once):
 )
 def test_start_hides_the_asked_share(rate, count):
     tokens = SKETCH
-    start = structure.hide_start(tokens, rate, jax.random.key(0))
+    start = structure.hide_start(tokens, jnp.ones(17, bool), rate, jax.random.key(0))
     assert int(jnp.sum(start == MASK_ID)) == count
     assert start[0] == 24
     kept = start != MASK_ID
     np.testing.assert_array_equal(start[kept], tokens[kept])
+
+
+def test_start_hides_a_share_of_the_region():
+    region = jnp.arange(17) < 9
+    start = structure.hide_start(SKETCH, region, 0.5, jax.random.key(0))
+    assert int(jnp.sum(start == MASK_ID)) == 4
+    assert np.all(start[9:] == SKETCH[9:]) and start[0] == 24
 
 
 def test_shares_are_those_of_float64():

@@ -8,6 +8,7 @@ import pytest
 
 from maskgit_jax import adversarial, training
 from maskgit_jax.errors import InputError
+from tests.conftest import released
 
 
 def test_masks_follow_the_cosine_of_a_uniform_draw():
@@ -25,11 +26,11 @@ def test_masked_loss_is_the_smoothed_cross_entropy_of_hidden_ids(tiny):
     labels = jnp.arange(6) % 5
     key = jax.random.key(2)
     loss, metrics = training.masked_token_loss(
-        tiny.transformer, tiny.transformer_params, (ids, labels), key, deterministic=True
+        tiny.transformer, released(tiny), (ids, labels), key, deterministic=True
     )
     hidden_ids = training.hide_at_random(jax.random.split(key)[0], ids)
     tokens = jnp.concatenate([24 + labels[:, None], hidden_ids], axis=1)
-    logits = np.asarray(tiny.transformer.apply({"params": tiny.transformer_params}, tokens))
+    logits = np.asarray(tiny.transformer.apply({"params": released(tiny)}, tokens))
     logits = logits[:, 1:, :24].astype(np.float64)
     log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     picked = np.take_along_axis(log_p, np.asarray(ids)[..., None], axis=-1)[..., 0]
@@ -74,7 +75,7 @@ def test_updates_learn(tiny):
 
     loss = functools.partial(training.masked_token_loss, tiny.transformer)
     step = jax.jit(functools.partial(training.update, loss, optimizer))
-    state, losses = training.init_state(tiny.transformer_params, optimizer), []
+    state, losses = training.init_state(released(tiny), optimizer), []
     for _ in range(60):
         state, metrics = step(state, (ids, labels), jax.random.key(0))
         losses.append(float(metrics["loss"]))
@@ -187,7 +188,7 @@ def test_muon_makes_the_steps_of_matrices_orthogonal(tiny):
     with pytest.raises(InputError, match="unknown optimizer 'sgd'"):
         training.make_optimizer(0.5, 10, 0, 0.0, name="sgd")
 
-    axes = training.matrices(tiny.transformer_params)
+    axes = training.matrices(released(tiny))
     layer = axes["TransformerLayer_0"]["Attention_0"]["self_attention"]
     assert layer["query"]["kernel"] == ((0,), (1, 2)) and layer["out"]["kernel"] == ((0, 1), (2,))
     assert layer["query"]["bias"] is None
@@ -211,7 +212,7 @@ def test_bfloat16_is_near_and_leaves_weights_and_metrics_in_float32(tiny, pictur
     for loss, params, batch in (
         (
             functools.partial(training.masked_token_loss, tiny.transformer),
-            tiny.transformer_params,
+            released(tiny),
             (ids, labels),
         ),
         (

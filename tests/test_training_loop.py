@@ -232,13 +232,13 @@ def pictures(step):
 masked = functools.partial(training.masked_token_loss, model.transformer)
 quantized = functools.partial(training.tokenizer_loss, model.tokenizer)
 losses = {
-    "masked": run(masked, model.transformer_params, tokens),
-    "accumulated": run(masked, model.transformer_params, tokens, accumulate=2),
+    "masked": run(masked, released(model), tokens),
+    "accumulated": run(masked, released(model), tokens, accumulate=2),
     "quantized": run(quantized, model.tokenizer_params, pictures),
 }
 refused = ""
 try:
-    run(masked, model.transformer_params, lambda step: tokens(step)[0][:12])
+    run(masked, released(model), lambda step: tokens(step)[0][:12])
 except InputError as error:
     refused = str(error)
 except Exception:

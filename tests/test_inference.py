@@ -1,0 +1,67 @@
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskgit_jax import inference
+from maskgit_jax.transformer import attention_weights, mix
+from tests.conftest import released
+
+
+def test_stacking_is_undone_by_unstacking(tiny):
+    params = released(tiny)
+    assert sorted(params)[2:] == [f"TransformerLayer_{i}" for i in range(3)]
+    stacked = inference.stack_layers(params)
+    kernel = stacked["TransformerLayer"]["Mlp_0"]["layer_output"]["kernel"]
+    for i in range(3):
+        layer = params[f"TransformerLayer_{i}"]["Mlp_0"]["layer_output"]["kernel"]
+        np.testing.assert_array_equal(kernel[i], layer)
+    jax.tree.map(np.testing.assert_array_equal, inference.unstack_layers(stacked), params)
+
+
+def test_more_than_ten_layers_keep_their_order():
+    params = {f"TransformerLayer_{i}": {"kernel": jnp.float32(i)} for i in (11, 2, *range(2), 10)}
+    params |= {f"TransformerLayer_{i}": {"kernel": jnp.float32(i)} for i in range(3, 10)}
+    stacked = inference.stack_layers(params)
+    np.testing.assert_array_equal(stacked["TransformerLayer"]["kernel"], np.arange(12))
+
+
+def test_code_logits_are_the_module_s(tiny):
+    ids = jnp.array([[24, *range(8), *[-1] * 8], [26, *[-1] * 12, *range(4)]])
+    guides = jnp.full_like(ids, 3).at[:, 10].set(-1)
+    apply = functools.partial(tiny.transformer.apply, {"params": released(tiny)})
+    logits = functools.partial(inference.code_logits, tiny.transformer, tiny.transformer_params)
+    np.testing.assert_allclose(logits(ids), apply(ids)[..., :24], rtol=1e-4, atol=1e-5)
+    expected = apply(ids, guide_ids=guides)[..., :24]
+    np.testing.assert_allclose(logits(ids, guides), expected, rtol=1e-4, atol=1e-5)
+    assert np.max(np.abs(expected - apply(ids)[..., :24])) > 0.1
+
+
+def test_bfloat16_is_near_and_gives_float32_logits(tiny):
+    ids = jnp.array([24, *range(8), *[-1] * 8])
+    full = inference.code_logits(tiny.transformer, tiny.transformer_params, ids)
+    halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.transformer_params)
+    half = inference.code_logits(tiny.transformer, halved, ids)
+    assert half.dtype == jnp.float32
+    error = np.sqrt(np.mean((half - full) ** 2) / np.mean(full**2))
+    assert 1e-4 < error < 0.05
+
+
+def test_what_nobody_reads_is_not_run(tiny):
+    """Neither layers above the last one asked for nor, of that one, what follows its attention."""
+    modules = tiny.transformer, tiny.transformer_params
+    ids = jnp.zeros((17,), jnp.int32)
+
+    def attend(_, query, key, value):
+        return mix(attention_weights(query, key), value), (query, key)
+
+    def compiled(depth):
+        extras = functools.partial(inference.layer_extras, *modules, ids, attend, None, depth)
+        return jax.jit(extras).lower().compile()
+
+    # Queries and keys of one layer; its values, output and MLP would be five times as much.
+    projections = 2 * 2 * 17 * 16 * 16
+    assert projections < compiled(1).cost_analysis()["flops"] < 1.5 * projections
+    assert re.search(r'known_trip_count"?:\{"n":"2"\}', compiled(3).as_text())
