@@ -30,14 +30,14 @@ of the folder, of the same class or of any other.
 import functools
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int, UInt8
-from tqdm import tqdm
+from jaxtyping import Int, UInt8
 
 from experiments import cli, guidance_flags, tradeoff
+from experiments.demo_world import EVAL_SEED, REFERENCE_SEED, load_demo_world_model
 from experiments.drawings import label_of_path
 from experiments.generation import (
     UNGUIDED_TEMPERATURE,
@@ -53,28 +53,15 @@ from experiments.image_sets import picture_files
 from experiments.judge import load_judge, predict
 from experiments.metrics import (
     Figures,
-    edge_alignment,
-    find_edges,
-    frechet_distance,
     mean_and_error,
     other_drawings,
-    part_miou,
     psnr,
-    shared_token_share,
-    silhouette_iou,
     ssim,
-    white_background,
-    within_manifold,
 )
-from maskgit_jax import download, world
+from experiments.scenes import COLUMNS, Scenes, draw_scenes, measure_pictures, reference_features
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float
-from maskgit_jax.model import Model, load_model
-
-EVAL_SEED = 1
-"""The world's seed of the sketches; the models and the judge were trained on seed 0."""
-REFERENCE_SEED = 5
-"""That of the photos which the Fréchet distance, precision and recall compare with."""
+from maskgit_jax.model import Model
 
 # --help lists them too.
 flags.adopt_module_key_flags(guidance_flags)
@@ -94,46 +81,13 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the results.")
 _GUIDED_PER_DRAWING = 2
 _FEWEST = 5  # the third neighbour needs four, the jackknife one more
 _GRID_COLUMNS = 12
-_INK_BELOW = 128
 
-# Title in the table and digits after the point.
-_COLUMNS = {
-    "silhouette_iou": ("IoU", 3),
-    "part_miou": ("part mIoU", 3),
-    "edge_f_score": ("edge F", 3),
-    "edge_distance": ("edge dist.", 3),
-    "class_accuracy": ("class", 3),
-    "structure_distance": ("structure", 3),
-    "frechet_distance": ("Fréchet", 2),
-    "precision": ("precision", 3),
-    "recall": ("recall", 3),
-    "white_background": ("white", 3),
-    "sketch_tokens": ("sketch ids", 3),
-}
 _DRAWING_COLUMNS = {
     "class_accuracy": ("class", 3),
     "structure_distance": ("structure", 3),
     "nearer_than_same_class": ("nearer than same class", 3),
     "nearer_than_other_class": ("nearer than other class", 3),
 }
-
-
-class Scenes(NamedTuple):
-    """What pictures are held against.
-
-    Attributes:
-      photos: the scenes as they look.
-      drawings: what guides.
-      parts: the part at each pixel, 0 where the object is not.
-      labels: classes.
-      drawing_ids: the drawings' image ids.
-    """
-
-    photos: UInt8[np.ndarray, "n H W 3"]
-    drawings: UInt8[np.ndarray, "n H W 3"]
-    parts: Int[np.ndarray, "n H W"]
-    labels: Int[np.ndarray, "n"]
-    drawing_ids: Int[np.ndarray, "n N"]
 
 
 def main() -> None:
@@ -146,7 +100,7 @@ def main() -> None:
         tradeoff.check_matplotlib()  # before hours of sampling
     if _DRAWINGS.value is not None and (curve or _CONDITION.value != "sketch"):
         raise InputError("--drawings takes no --lambda_s_curve and no --condition")
-    model = load_demo_world_model(flags.FLAGS.model)
+    model = load_demo_world_model(flags.FLAGS.model, flags.FLAGS.dtype)
     guided_flags = guidance_flags.read(model.config.transformer.num_layers)
     folder = None if _OUTPUT_DIR.value is None else cli.output_folder(_OUTPUT_DIR)
     if _DRAWINGS.value is not None:
@@ -209,7 +163,7 @@ def evaluate_scenes(
         for name, function in (("psnr", psnr), ("ssim", ssim))
     }
 
-    print(format_table(rows, _COLUMNS))
+    print(format_table(rows, COLUMNS))
     print(
         f"n = {len(scenes.labels)} scenes, {len(reference)} reference photos; the Fréchet distance "
         "falls and precision and recall change as they grow. IoU, mIoU and edges count together "
@@ -314,51 +268,6 @@ def write_results(folder: Path, record: dict[str, Any], rows: list[np.ndarray]) 
     print(f"look at {folder / 'grid.png'}")
 
 
-def load_demo_world_model(name: str) -> Model:
-    """Loads a model of the demo world's classes, the only ones that the judge knows.
-
-    Raises:
-      InputError: as `load_model`, or the model has other classes or an unsuited picture size.
-    """
-    known = "evaluate judges the demo world's pictures: give demo or a folder of such a model"
-    if name in download.MODELS:  # before gigabytes of it are fetched
-        raise InputError(f"--model={name}: an ImageNet model; {known}")
-    model = load_model(name)
-    if model.config.class_names != world.CLASS_NAMES:
-        raise InputError(f"--model={name}: its classes are not the demo world's; {known}")
-    size = model.config.tokenizer.image_size
-    if size % 4:
-        raise InputError(f"--model={name}: image_size is {size}, expected a multiple of 4")
-    return model
-
-
-def draw_scenes(model: Model, num_scenes: int, condition: str) -> Scenes:
-    """The first held-out scenes, at the size of the model's pictures."""
-    drawn = list(_scenes(EVAL_SEED, num_scenes, model))
-    drawings = np.stack([np.repeat(getattr(scene, condition)[..., None], 3, -1) for scene in drawn])
-    return Scenes(
-        photos=np.stack([scene.image for scene in drawn]),
-        drawings=drawings,
-        parts=np.stack([scene.parts for scene in drawn]).astype(np.int32),
-        labels=np.array([scene.label for scene in drawn], np.int32),
-        drawing_ids=encode(model, drawings),
-    )
-
-
-def reference_features(
-    model: Model, judge: tuple[Any, Any], num_photos: int
-) -> Float[np.ndarray, "n d"]:
-    """The judge's features of photos that are no scene's."""
-    photos = np.stack([scene.image for scene in _scenes(REFERENCE_SEED, num_photos, model)])
-    return predict(*judge, to_float(photos)).features
-
-
-def _scenes(seed: int, count: int, model: Model):
-    size = model.config.tokenizer.image_size
-    for index in tqdm(range(count), desc="drawing scenes", unit="", mininterval=1):
-        yield world.draw_scene(seed, index, size=size)
-
-
 def read_drawings(
     folder: Path, model: Model
 ) -> tuple[UInt8[np.ndarray, "n H W 3"], Int[np.ndarray, "n"]]:
@@ -377,41 +286,6 @@ def read_drawings(
     size = model.config.tokenizer.image_size
     images = np.stack([fit_image(read_image(path), size) for path in files])
     return images, np.array(labels, np.int32)
-
-
-def measure_pictures(
-    model: Model,
-    judge: tuple[Any, Any],
-    reference: Float[np.ndarray, "m d"],
-    guided_flags: GuidanceFlags,
-    pictures: Pictures,
-    scenes: Scenes,
-) -> Figures:
-    """Every figure of pictures against their scenes and the reference photos."""
-    images = to_float(pictures.images)
-    verdict = predict(*judge, images)
-    masks = scenes.parts > 0
-    edges = edge_alignment(scenes.drawings[..., 0] < _INK_BELOW, find_edges(images))
-    values = {
-        "silhouette_iou": silhouette_iou(verdict.parts > 0, masks),
-        "part_miou": part_miou(verdict.parts, scenes.parts),
-        "edge_f_score": edges.f_score,
-        "edge_distance": (edges.ink_to_edge + edges.edge_to_ink) / 2,
-        "ink_to_edge": edges.ink_to_edge,
-        "edge_to_ink": edges.edge_to_ink,
-        "class_accuracy": verdict.labels == scenes.labels,
-        "precision": within_manifold(verdict.features, reference),
-        "recall": within_manifold(reference, verdict.features),
-        "white_background": white_background(images),
-    }
-    if pictures.ids is not None:
-        values["structure_distance"] = structure_distances(
-            model, guided_flags, scenes.labels, scenes.drawing_ids, pictures.ids
-        )
-        values["sketch_tokens"] = shared_token_share(pictures.ids, scenes.drawing_ids, masks)
-    figures = {name: mean_and_error(value) for name, value in values.items()}
-    figures["frechet_distance"] = frechet_distance(verdict.features, reference)
-    return {name: figures.get(name) for name in (*_COLUMNS, "ink_to_edge", "edge_to_ink")}
 
 
 def format_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from experiments import guidance_flags
 from experiments.guidance_flags import GuidanceFlags
 from guidance import masksketch
-from guidance.structure import Target
+from guidance.structure import Target, structure_distance
 from maskgit_jax import sampling
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.images import to_float, to_uint8
@@ -80,7 +80,7 @@ def sample_guided(
                 num_steps=num_steps,
                 seed=guided_flags.record["seed"],
                 indices=jnp.asarray(indices),
-                divergence=guided_flags.divergence,
+                **guided_flags.choices._asdict(),
                 progress=lambda done: bar.update(first + done - bar.n),
             )
             return samples.ids
@@ -113,7 +113,7 @@ def structure_distances(
         model.transformer,
         model.transformer_params,
         guided_flags.settings.layer_weights,
-        guided_flags.divergence,
+        guided_flags.choices.divergence,
     )
     return _in_batches(distance, _tokens(model, labels, drawing_ids), _tokens(model, labels, ids))
 
@@ -126,7 +126,8 @@ def _structure_distance(
         sketch = attention_inputs(transformer, params, drawing_tokens, len(layer_weights))
         target = Target(sketch, layer_weights)
         used = layer_weights > 0
-        return masksketch.mean_distance(transformer, params, used, target, tokens, divergence)
+        distance = structure_distance(transformer, params, tokens, target, used, divergence)
+        return jnp.mean(distance[1:])
 
     return jax.vmap(one)(drawing_tokens, tokens)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from guidance.structure import (
+    KERNELS,
     StructureSettings,
     check_divergence,
     check_settings,
@@ -14,6 +15,7 @@ from guidance.structure import (
 )
 from maskgit_jax import download
 from maskgit_jax.errors import InputError
+from maskgit_jax.model import DTYPES
 
 RELEASED = {
     "num_steps": 500,
@@ -26,6 +28,8 @@ RELEASED = {
     "confidence_temperature": 0.0,
     "paper_weight": 1.0,
     "divergence": "jeffreys",
+    "num_proposals": 1,
+    "kernel": "jnp",
 }
 """The settings released with MaskSketch, for the 24-layer ImageNet models.
 
@@ -44,7 +48,25 @@ DEMO = RELEASED | {
 }
 """What suits the small demo model (docs/demo_model.md)."""
 
-SETTINGS = tuple(name for name in RELEASED if name != "divergence")
+FAST = {"num_steps": 8, "num_proposals": 4}
+"""What `--sampler=fast` sets: fewer steps that look at the structure more often (docs/steps.md)."""
+
+
+class Choices(NamedTuple):
+    """What is compiled for: keyword arguments of `masksketch.sample`.
+
+    Attributes:
+      divergence: one of `structure.DIVERGENCES`.
+      num_proposals: samples drawn in each step.
+      kernel: one of `structure.KERNELS`.
+    """
+
+    divergence: str
+    num_proposals: int
+    kernel: str
+
+
+SETTINGS = tuple(name for name in RELEASED if name not in Choices._fields)
 """What may differ from sample to sample."""
 
 _MOST = 10**6
@@ -61,9 +83,20 @@ flags.DEFINE_list("min_mask_rate", None, "Share of ids hidden after the last ste
 flags.DEFINE_list("structure_temperature", None, "Noise on which ids stray from the sketch.")
 flags.DEFINE_list("confidence_temperature", None, "Noise on which ids are unsure.")
 flags.DEFINE_list("paper_weight", None, "Weight of the distance where the sketch is blank.")
+flags.DEFINE_enum(
+    "sampler",
+    "published",
+    ["published", "fast"],
+    "Defaults of the other flags: the paper's rule, or fewer steps with several proposals in each.",
+)
+flags.DEFINE_integer("num_proposals", None, "Samples drawn in each step; the nearest ids are kept.")
+flags.DEFINE_enum(
+    "kernel", None, list(KERNELS), "pallas: attention and divergence in one kernel on TPU and GPU."
+)
 flags.DEFINE_string("divergence", None, "jeffreys, or cross_entropy (the released code's).")
 flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
 flags.DEFINE_integer("batch_size", 8, "Samples decoded together.")
+flags.DEFINE_enum("dtype", "float32", list(DTYPES), "What the transformer computes in.")
 
 Setting = dict[str, Any]
 """A value for each name in `SETTINGS`."""
@@ -75,13 +108,13 @@ class GuidanceFlags(NamedTuple):
     Attributes:
       settings: the traced settings.
       num_steps: decoding steps.
-      divergence: name of the divergence.
+      choices: what is compiled for.
       record: every value by its flag's name, for the results file.
     """
 
     settings: StructureSettings
     num_steps: int
-    divergence: str
+    choices: Choices
     record: dict[str, Any]
 
 
@@ -90,11 +123,11 @@ class GridFlags(NamedTuple):
 
     Attributes:
       values: each setting's values, in the order of `SETTINGS`.
-      divergence: name of the divergence.
+      choices: what is compiled for.
     """
 
     values: dict[str, list[Any]]
-    divergence: str
+    choices: Choices
 
 
 def read(num_layers: int) -> GuidanceFlags:
@@ -116,11 +149,12 @@ def read(num_layers: int) -> GuidanceFlags:
     record = {
         "model": flags.FLAGS.model,
         **setting,
-        "divergence": grid.divergence,
+        **grid.choices._asdict(),
+        "dtype": flags.FLAGS.dtype,
         "seed": flags.FLAGS.seed,
     }
     settings = structure_settings(setting, num_layers)
-    return GuidanceFlags(settings, setting["num_steps"], grid.divergence, record)
+    return GuidanceFlags(settings, setting["num_steps"], grid.choices, record)
 
 
 def read_grid(num_layers: int) -> GridFlags:
@@ -133,20 +167,32 @@ def read_grid(num_layers: int) -> GridFlags:
     """
     given = flags.FLAGS
     preset = RELEASED if given.model in download.MODELS else DEMO
+    if given.sampler == "fast":
+        preset = preset | FAST
     values = {
         name: [preset[name]] if given[name].value is None else _parse(name) for name in SETTINGS
     }
-    divergence = preset["divergence"] if given.divergence is None else given.divergence
-    for name, numbers in (("num_steps", values["num_steps"]), ("batch_size", [given.batch_size])):
+    choices = Choices(
+        *(
+            preset[name] if given[name].value is None else given[name].value
+            for name in Choices._fields
+        )
+    )
+    whole = {
+        "num_steps": values["num_steps"],
+        "num_proposals": [choices.num_proposals],
+        "batch_size": [given.batch_size],
+    }
+    for name, numbers in whole.items():
         for number in numbers:
             if not 1 <= number <= _MOST:
                 raise InputError(f"--{name}={number}: expected 1 to {_MOST}")
     if not 0 <= given.seed < 2**32:
         raise InputError(f"--seed={given.seed}: expected 0 to {2**32 - 1}")
-    check_divergence(divergence)
+    check_divergence(choices.divergence)
     for setting in combinations(values):
         check_settings(structure_settings(setting, num_layers))
-    return GridFlags(values, divergence)
+    return GridFlags(values, choices)
 
 
 def combinations(values: dict[str, list[Any]]) -> list[Setting]:

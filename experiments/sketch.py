@@ -54,7 +54,7 @@ def main() -> None:
     config = model_config(flags.FLAGS.model)
     label = find_label(label_text, config.class_names)
     guided = guidance_flags.read(config.transformer.num_layers)
-    model = load_model(flags.FLAGS.model)
+    model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
     output_dir = cli.output_folder(_OUTPUT_DIR)
     path = Path(sketch_path).resolve()
     if path.parent == output_dir.resolve() and _RESULTS.fullmatch(path.name):
@@ -114,7 +114,7 @@ def _sample(
         num_steps=guided.num_steps,
         seed=guided.record["seed"],
         indices=jnp.arange(batch.start, batch.stop),
-        divergence=guided.divergence,
+        **guided.choices._asdict(),
         progress=progress,
     )
     # One at a time: in a batch, a pixel's rounding could depend on the batch's size.

@@ -89,7 +89,7 @@ def main() -> None:
     if _DRY_RUN.value:
         return
 
-    model = load_model(flags.FLAGS.model)
+    model = load_model(flags.FLAGS.model, dtype=plan.dtype)
     folder = SweepFolder(_OUTPUT_DIR.value, host, num_hosts)
     record = plan_record(plan) | {"weights": _digest(model)}
     folder.open(record, [drawing.image for drawing in plan.drawings])
@@ -130,7 +130,8 @@ def _read_flags(config: ModelConfig) -> tuple[Plan, Rejection, int, int]:
     plan = Plan(
         model=flags.FLAGS.model,
         class_names=config.class_names,
-        divergence=grid.divergence,
+        choices=grid.choices,
+        dtype=flags.FLAGS.dtype,
         values=grid.values,
         drawings=drawings,
         seeds=list(range(first, first + _SEEDS.value)),
@@ -209,7 +210,7 @@ def _digest(model: Model) -> str:
     """Tells models with other weights apart."""
     checksum = 0
     for leaf in jax.tree.leaves((model.transformer_params, model.tokenizer_params)):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
     return f"{checksum:08x}"
 
 

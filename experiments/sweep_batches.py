@@ -142,7 +142,7 @@ def _sample(
                 num_steps=num_steps,
                 seed=jnp.array([item.seed for item, _ in part], jnp.uint32),
                 indices=jnp.array([candidate for _, candidate in part]),
-                divergence=decoder.plan.divergence,
+                **decoder.plan.choices._asdict(),
                 progress=advance_to,
             )
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.drawings import Drawing
-from experiments.guidance_flags import Setting, combinations
+from experiments.guidance_flags import Choices, Setting, combinations
 from maskgit_jax.config import TransformerConfig
 
 
@@ -15,7 +15,8 @@ class Plan(NamedTuple):
     Attributes:
       model: its name.
       class_names: of the model.
-      divergence: name of the divergence.
+      choices: what is compiled for besides the settings.
+      dtype: what the transformer computes in.
       values: each setting's values, by flag.
       drawings: the sketches and the classes wanted of them.
       seeds: of the samples.
@@ -24,7 +25,8 @@ class Plan(NamedTuple):
 
     model: str
     class_names: tuple[str, ...]
-    divergence: str
+    choices: Choices
+    dtype: str
     values: dict[str, list[Any]]
     drawings: list[Drawing]
     seeds: list[int]
@@ -84,7 +86,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """The plan as `plan.json` holds it."""
     return {
         "model": plan.model,
-        "divergence": plan.divergence,
+        **plan.choices._asdict(),
+        "dtype": plan.dtype,
         "settings": plan.values,
         "sketches": [
             {

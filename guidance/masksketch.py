@@ -17,10 +17,12 @@ from guidance.structure import (
     TracedSettings,
     check_divergence,
     hide_start,
+    least_distance_draw,
     structure_distance,
     structure_remask,
     traced,
 )
+from maskgit_jax import schedules
 from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
@@ -116,11 +118,15 @@ class MaskSketch:
       schedule: how the mask rate falls, one of `schedules.SCHEDULE_NAMES`.
       guided: false where no sample of the batch has classifier-free guidance: the other class's
         logits are not computed.
+      num_proposals: samples drawn in each step, see `structure.least_distance_draw`.
+      kernel: one of `structure.KERNELS`.
     """
 
     divergence: str = "jeffreys"
     schedule: str = "linear"
     guided: bool = True
+    num_proposals: int = 1
+    kernel: str = "jnp"
 
     def __call__(
         self,
@@ -134,7 +140,13 @@ class MaskSketch:
 
         def distance(ids):
             return guide.token_weights * structure_distance(
-                transformer, params, ids, guide.target, used_layers, self.divergence
+                transformer,
+                params,
+                ids,
+                guide.target,
+                used_layers,
+                divergence=self.divergence,
+                kernel=self.kernel,
             )
 
         predict = maskgit_predict(transformer, params)
@@ -150,7 +162,7 @@ class MaskSketch:
             num_steps=num_steps,
             schedule=self.schedule,
         )
-        return predict, remask
+        return predict, remask, least_distance_draw(distance, self.num_proposals)
 
 
 class Samples(NamedTuple):
@@ -175,6 +187,9 @@ def sample(
     indices: Int[Array, "B"],
     region: Bool[Array, "B N"] | None = None,
     divergence: str = "jeffreys",
+    schedule: str = "linear",
+    num_proposals: int = 1,
+    kernel: str = "jnp",
     progress: Callable[[int], None] | None = None,
     steps_per_call: int = 8,
 ) -> Samples:
@@ -190,6 +205,9 @@ def sample(
       region: the ids that are made, one at least of each sample; all when None. The others stay
         what `sketch_tokens` says, so it holds a picture's ids there.
       divergence: one of `structure.DIVERGENCES`.
+      schedule: how the mask rate falls, one of `schedules.SCHEDULE_NAMES`.
+      num_proposals: samples drawn in each step, ≥ 1; see `structure.least_distance_draw`.
+      kernel: one of `structure.KERNELS`.
       progress: called with the number of steps done, first with 0, before anything is compiled.
       steps_per_call: steps between two calls of `progress`.
 
@@ -197,24 +215,28 @@ def sample(
       InputError: a setting out of its range, no steps, more layer weights than layers.
     """
     check_divergence(divergence)
+    schedules.check_schedule(schedule)
     layers, weights = model.config.transformer.num_layers, np.shape(settings.layer_weights)[-1]
     if weights > layers:
         raise InputError(f"{weights} layer weights: the model has {layers} layers")
     if num_steps < 1:
         raise InputError(f"num_steps is {num_steps}: expected 1 or more")
+    if num_proposals < 1:
+        raise InputError(f"num_proposals is {num_proposals}: expected 1 or more")
     if progress is not None:
         progress(0)
-    batch, length = sketch_tokens.shape
-    if region is None:
-        region = jnp.ones((batch, length - 1), bool)
-    region = jnp.concatenate([jnp.ones((batch, 1), bool), region], axis=1)
-    inputs = (sketch_tokens, region, _per_sample(settings, batch), sample_keys(seed, indices))
-    shared = model.params_on_devices, copy_to_devices(_paper_ids(model))
-    guide, state = _start(model.transformer, *shared, *spread_over_devices(inputs))
-    used_layers = jnp.asarray(np.any(np.reshape(settings.layer_weights, (-1, weights)), axis=0))
+    used_layers, guide, state = begin(
+        model, sketch_tokens, settings, seed=seed, indices=indices, region=region
+    )
     state = decode_batch(
         model,
-        MaskSketch(divergence, guided=bool(np.any(np.asarray(settings.guidance_scale)))),
+        MaskSketch(
+            divergence=divergence,
+            schedule=schedule,
+            guided=bool(np.any(settings.guidance_scale)),
+            num_proposals=num_proposals,
+            kernel=kernel,
+        ),
         used_layers,
         guide,
         state,
@@ -222,28 +244,49 @@ def sample(
         progress=progress,
         steps_per_call=steps_per_call,
     )
-    distances = _distance(
-        model.transformer,
-        divergence,
-        model.params_on_devices,
-        copy_to_devices(used_layers),
-        guide.target,
-        state.sampled,
-    )
-    return Samples(state.sampled[:batch, 1:], distances[:batch])
+    distances = token_distances(model, used_layers, guide, state.sampled, divergence)
+    batch = len(sketch_tokens)
+    return Samples(state.sampled[:batch, 1:], jnp.mean(distances[:batch, 1:], axis=1))
 
 
-def mean_distance(
-    transformer: Transformer,
-    params: Any,
+def begin(
+    model: Model,
+    sketch_tokens: Int[Array, "B S"],
+    settings: StructureSettings,
+    *,
+    seed: int | UInt32[Array, "B"],
+    indices: Int[Array, "B"],
+    region: Bool[Array, "B N"] | None = None,
+) -> tuple[Bool[Array, "L"], Guide, DecodeState]:
+    """What `sampling.decode_batch` is given, arguments as for `sample`.
+
+    Returns:
+      The layers that some sample weighs, and the samples, each with its guide, before their first
+      step, spread over devices: rows beyond B repeat the last.
+    """
+    batch, length = sketch_tokens.shape
+    if region is None:
+        region = jnp.ones((batch, length - 1), bool)
+    region = jnp.concatenate([jnp.ones((batch, 1), bool), region], axis=1)
+    inputs = (sketch_tokens, region, _per_sample(settings, batch), sample_keys(seed, indices))
+    shared = model.params_on_devices, copy_to_devices(_paper_ids(model))
+    guide, state = _start(model.transformer, *shared, *spread_over_devices(inputs))
+    weights = np.shape(settings.layer_weights)[-1]
+    used_layers = np.any(np.reshape(settings.layer_weights, (-1, weights)), axis=0)
+    return copy_to_devices(jnp.asarray(used_layers)), guide, state
+
+
+def token_distances(
+    model: Model,
     used_layers: Bool[Array, "L"],
-    target: Target,
-    tokens: Tokens,
+    guide: Guide,
+    tokens: Int[Array, "B S"],
     divergence: str = "jeffreys",
-) -> Float[Array, ""]:
-    """A picture's structure distance: the mean over its tokens."""
-    distance = structure_distance(transformer, params, tokens, target, used_layers, divergence)
-    return jnp.mean(distance[1:])
+) -> Float[Array, "B S"]:
+    """Each token's structure distance, of samples with nothing hidden."""
+    return _distances(
+        model.transformer, divergence, model.params_on_devices, used_layers, guide.target, tokens
+    )
 
 
 def _paper_ids(model: Model) -> Int[Array, "N"]:
@@ -269,6 +312,8 @@ def _start(transformer, params, paper_ids, sketch_tokens, region, settings, keys
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _distance(transformer, divergence, params, used_layers, target, tokens):
-    each = functools.partial(mean_distance, transformer, params, used_layers, divergence=divergence)
+def _distances(transformer, divergence, params, used_layers, target, tokens):
+    def each(target, tokens):
+        return structure_distance(transformer, params, tokens, target, used_layers, divergence)
+
     return jax.vmap(each)(target, tokens)

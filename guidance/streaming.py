@@ -119,9 +119,7 @@ def attend_and_compare(
     return jnp.swapaxes(attention, 0, 1).astype(value.dtype), distance[..., 0]
 
 
-def logits(
-    query: Float[Array, "*b i d"], key: Float[Array, "*b j d"]
-) -> Float[Array, "*b i j"]:
+def logits(query: Float[Array, "*b i d"], key: Float[Array, "*b j d"]) -> Float[Array, "*b i j"]:
     """Rows of an attention map before the softmax, in float32."""
     return jnp.einsum("...id,...jd->...ij", query, key, preferred_element_type=jnp.float32)
 

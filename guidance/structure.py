@@ -11,16 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from guidance.pallas_streaming import attend_and_compare_pallas
 from guidance.streaming import attend_and_compare
 from maskgit_jax import schedules
-from maskgit_jax.decoding import MASK_ID, RandomKey, Remask, Tokens, hide_lowest
+from maskgit_jax.decoding import (
+    MASK_ID,
+    Draw,
+    RandomKey,
+    Remask,
+    Tokens,
+    draw_each,
+    hide_lowest,
+    mark_lowest,
+)
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import AttentionInputs, layer_extras
-from maskgit_jax.transformer import Transformer, attention_weights, mix
+from maskgit_jax.transformer import Transformer, softmax_attention
 
 DIVERGENCES = ("jeffreys", "cross_entropy")
 """How rows of attention maps are compared: the paper's way, and the released code's, which is the
 Jeffreys divergence and both rows' entropies and so also punishes diffuse attention."""
+
+
+KERNELS = {"jnp": attend_and_compare, "pallas": attend_and_compare_pallas}
+"""What computes a compared layer's attention; "pallas" is one kernel on TPU and GPU, "jnp"
+elsewhere."""
 
 
 def check_divergence(name: str) -> None:
@@ -90,6 +105,7 @@ def structure_distance(
     target: Target,
     used_layers: Bool[Array, "L"],
     divergence: str = "jeffreys",
+    kernel: str = "jnp",
 ) -> Float[Array, "S"]:
     """Distance d_i of each token: the weighted mean over layers of `layer_distances`.
 
@@ -102,15 +118,16 @@ def structure_distance(
       target: what they are compared with.
       used_layers: false where no sample of the batch weighs a layer: not compared there.
       divergence: one of `DIVERGENCES`.
+      kernel: one of `KERNELS`.
     """
 
     def compare(given, *heads):
         sketch, _ = given
-        mixed, distance = attend_and_compare(*heads, *sketch, divergence=divergence)
+        mixed, distance = KERNELS[kernel](*heads, *sketch, divergence=divergence)
         return mixed, jnp.mean(distance, axis=0)
 
     def pass_by(given, query, key, value):
-        mixed = mix(attention_weights(query, key), value)
+        mixed = softmax_attention(query, key, value)
         return mixed, jnp.zeros(ids.shape, jnp.float32)
 
     def attend(given, *heads):
@@ -263,24 +280,48 @@ def structure_remask(
         rate = settings.min_mask_rate + falling * settings.mask_rate_span
         count = jnp.floor(num_hidden * rate)
 
-        # Keys of their own for each draw; the loop's key goes on as if none had been made.
-        structure_key, confidence_key = jax.random.split(jax.random.fold_in(key, 0))
-        by_structure = _hide_noisy(
-            _rescale(-distance(sampled), region),
-            count * settings.structure_share,
-            settings.structure_temperature,
-            structure_key,
+        # One draw for all that is random; the loop's key goes on as if there had been none.
+        draws = jax.random.uniform(
+            jax.random.fold_in(key, 0), (2, 2, *sampled.shape), minval=jnp.finfo(jnp.float32).tiny
         )
         # The class token is no candidate for the confidence mask.
-        by_confidence = _hide_noisy(
-            _rescale(confidence, region.at[0].set(False)),
-            count * settings.realism_share,
-            settings.confidence_temperature,
-            confidence_key,
-        )
-        return (by_structure | by_confidence).at[0].set(False), key
+        regions = jnp.stack([region, region.at[0].set(False)])
+        scores = jax.vmap(_rescale)(jnp.stack([-distance(sampled), confidence]), regions)
+        shares = jnp.stack([settings.structure_share, settings.realism_share])
+        temperatures = jnp.stack([settings.structure_temperature, settings.confidence_temperature])
+        # Gumbel noise, as `jax.random.gumbel` makes it.
+        scores -= temperatures[:, None] * jnp.log(-jnp.log(draws[0]))
+        counts = jnp.floor(count * shares).astype(jnp.int32)
+        hide = jax.vmap(mark_lowest)(scores, counts, draws[1])
+        return jnp.any(hide, axis=0).at[0].set(False), key
 
     return remask
+
+
+def least_distance_draw(
+    distance: Callable[[Tokens], Float[Array, "S"]], num_proposals: int
+) -> Draw:
+    """Draws several samples, of which each position takes the id that is nearest the sketch.
+
+    One prediction then serves several looks at the structure (docs/steps.md).
+
+    Args:
+      distance: of sampled ids from the sketch, token by token.
+      num_proposals: how many samples are drawn, ≥ 1; 1 is the published rule.
+    """
+    if num_proposals == 1:
+        return draw_each
+
+    def draw(ids, logits, key):
+        def propose(key):
+            return jnp.where(ids == MASK_ID, draw_each(ids, logits, key), ids)
+
+        proposals = jax.vmap(propose)(jax.random.split(key, num_proposals))
+        # One at a time: each needs as much memory as the pass that follows.
+        nearest = jnp.argmin(jax.lax.map(distance, proposals), axis=0)
+        return jnp.take_along_axis(proposals, nearest[None], axis=0)[0]
+
+    return draw
 
 
 def hide_start(
@@ -302,9 +343,3 @@ def _rescale(scores: Float[Array, "S"], region: Bool[Array, "S"]) -> Float[Array
     high = jnp.max(scores, where=region, initial=-jnp.inf)
     scores = (scores - low) / jnp.maximum(high - low, jnp.finfo(scores.dtype).tiny)
     return jnp.where(region, scores, jnp.inf)
-
-
-def _hide_noisy(scores, count, temperature, key):
-    noise_key, tie_key = jax.random.split(key)
-    noisy = scores + temperature * jax.random.gumbel(noise_key, scores.shape)
-    return hide_lowest(noisy, jnp.floor(count).astype(jnp.int32), tie_key)

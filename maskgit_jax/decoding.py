@@ -1,12 +1,12 @@
 """The decode loop, for one sample.
 
-A method is a pair of small functions: `predict` gives logits for the ids that are shown, and
-`remask` says which positions are hidden next. The loop knows nothing else, and its callers
-`vmap` it over samples.
+A method is a pair of small functions, seldom three: `predict` gives logits for the ids that are
+shown, `remask` says which positions are hidden next, and `draw`, where it is not `draw_each`, draws
+the ids. The loop knows nothing else, and its callers `vmap` it over samples.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,15 @@ Step = Int[Array, ""]
 
 Predict = Callable[[Tokens, Step], Logits]
 """`(ids, step) -> logits`."""
-Remask = Callable[[Step, Tokens, Tokens, Logits, RandomKey], tuple[Bool[Array, "S"], RandomKey]]
-"""`(step, ids, sampled, logits, key) -> (hide, key)`; the key returned serves the next step."""
+Remask = Callable[..., tuple[Any, ...]]
+"""`(step, ids, sampled, logits, key, *memory) -> (hide, key, *memory)`, `hide` a Bool[Array, "S"].
+
+The key and the memory returned serve the next step; most methods have no memory.
+"""
+
+
+Draw = Callable[[Tokens, Logits, RandomKey], Tokens]
+"""`(ids, logits, key) -> drawn`; what is drawn where an id is visible is not used."""
 
 
 class DecodeState(NamedTuple):
@@ -34,11 +41,18 @@ class DecodeState(NamedTuple):
       ids: what the next step is shown.
       sampled: the newest sample, with nothing hidden; the result after the last step.
       key: the sample's randomness.
+      memory: what else `remask` is given at the next step.
     """
 
     ids: Tokens
     sampled: Tokens
     key: RandomKey
+    memory: tuple[Any, ...] = ()
+
+
+def draw_each(ids: Tokens, logits: Logits, key: RandomKey) -> Tokens:
+    """Draws every id by itself from the model's probabilities; a `Draw`."""
+    return jax.random.categorical(key, logits).astype(ids.dtype)
 
 
 def decode(
@@ -47,6 +61,7 @@ def decode(
     state: DecodeState,
     first_step: Int[Array, ""] | int,
     last_step: Int[Array, ""] | int,
+    draw: Draw = draw_each,
 ) -> DecodeState:
     """Runs the steps first_step .. last_step - 1 for one sample (MaskGIT, section 3.2).
 
@@ -58,10 +73,10 @@ def decode(
     def body(step: Step, state: DecodeState) -> DecodeState:
         logits = predict(state.ids, step)
         key, sample_key = jax.random.split(state.key)
-        drawn = jax.random.categorical(sample_key, logits).astype(state.ids.dtype)
+        drawn = draw(state.ids, logits, sample_key)
         sampled = jnp.where(state.ids == MASK_ID, drawn, state.ids)
-        hide, key = remask(step, state.ids, sampled, logits, key)
-        return DecodeState(jnp.where(hide, MASK_ID, sampled), sampled, key)
+        hide, key, *memory = remask(step, state.ids, sampled, logits, key, *state.memory)
+        return DecodeState(jnp.where(hide, MASK_ID, sampled), sampled, key, tuple(memory))
 
     return jax.lax.fori_loop(first_step, last_step, body, state)
 
@@ -75,6 +90,19 @@ def hide_lowest(
     scores: Float[Array, "S"], count: Int[Array, ""], key: RandomKey
 ) -> Bool[Array, "S"]:
     """Marks the `count` lowest scores; equal scores are taken in random order."""
-    order = jnp.lexsort((jax.random.uniform(key, scores.shape), scores))
-    ranks = jnp.zeros(scores.shape, jnp.int32).at[order].set(jnp.arange(len(scores)))
-    return ranks < count
+    return mark_lowest(scores, count, jax.random.uniform(key, scores.shape))
+
+
+def mark_lowest(
+    scores: Float[Array, "S"], count: Int[Array, ""], draws: Float[Array, "S"]
+) -> Bool[Array, "S"]:
+    """As `hide_lowest`; of equal scores, those with the lowest `draws` come first."""
+    # Compared pair by pair: a sort takes long to compile, and on accelerators to run.
+    places = jnp.arange(len(scores))
+    before = _earlier(scores, _earlier(draws, places[None] < places[:, None]))
+    return jnp.sum(before, axis=1) < count
+
+
+def _earlier(values: Array, ties: Bool[Array, "n n"]) -> Bool[Array, "n n"]:
+    """Whether value j (columns) is below value i (rows); `ties` decides where they are equal."""
+    return (values[None] < values[:, None]) | ((values[None] == values[:, None]) & ties)

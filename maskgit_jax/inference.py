@@ -20,8 +20,7 @@ from maskgit_jax.transformer import (
     MlmLayer,
     Transformer,
     TransformerLayer,
-    attention_weights,
-    mix,
+    softmax_attention,
 )
 
 STACK = "TransformerLayer"
@@ -112,7 +111,7 @@ def code_logits(
     config = transformer.config
 
     def attend(_, query, key, value):
-        return mix(attention_weights(query, key), value), None
+        return softmax_attention(query, key, value), None
 
     body = _layers(transformer, params, attend)
     x = _embed(transformer, params, ids, guide_ids)
@@ -130,6 +129,6 @@ def attention_inputs(
     """Queries and keys of the first `num_layers` layers; nothing above them is run."""
 
     def attend(_, query, key, value):
-        return mix(attention_weights(query, key), value), AttentionInputs(query, key)
+        return softmax_attention(query, key, value), AttentionInputs(query, key)
 
     return layer_extras(transformer, params, ids, attend, None, num_layers)

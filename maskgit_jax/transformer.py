@@ -28,15 +28,19 @@ Attend = Callable[[Heads, Heads, Heads], tuple[Heads, Any]]
 """`(query, key, value) -> (mixed, extra)`; queries are already divided by √(head width)."""
 
 
-def attention_weights(query: Heads, key: Heads) -> Float[Array, "*b H S S"]:
-    """The attention maps, in float32 whatever the type of the heads."""
-    logits = jnp.einsum("...qhd,...khd->...hqk", query, key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits)
-
-
-def mix(weights: Float[Array, "*b H S S"], value: Heads) -> Heads:
-    """Each token's mean of the values, weighted by its row of the map."""
-    return jnp.einsum("...hqk,...khd->...qhd", weights.astype(value.dtype), value)
+def softmax_attention(
+    query: Heads, key: Heads, value: Heads, drop: Callable[[Array], Array] = lambda weights: weights
+) -> Heads:
+    """Softmax attention, in float32 whatever the type of the heads; `drop` is dropout."""
+    # Heads first: products of contiguous matrices are several times faster on CPU.
+    query, key, value = (jnp.swapaxes(x, -3, -2) for x in (query, key, value))
+    logits = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - highest)
+    # Divided after the product: it has fewer numbers than the map.
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.matmul(drop(weights).astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(mixed / total, -3, -2).astype(value.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -54,9 +58,8 @@ class SelfAttention(nn.Module):
         )
         query = query / jnp.sqrt(head[1]).astype(query.dtype)
         if attend is None:
-            weights = attention_weights(query, key)
-            weights = nn.Dropout(cfg.dropout_rate)(weights, deterministic=deterministic)
-            mixed, extra = mix(weights, value), None
+            dropout = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)
+            mixed, extra = softmax_attention(query, key, value, dropout), None
         else:
             mixed, extra = attend(query, key, value)
         out = nn.DenseGeneral(cfg.hidden_size, axis=(-2, -1), kernel_init=_init, name="out")(mixed)

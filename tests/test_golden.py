@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidance import masksketch, structure
+from guidance import maskgit_edit, masksketch, structure
 from maskgit_jax import decoding, schedules
 from maskgit_jax.inference import AttentionInputs, attention_inputs, code_logits
 from maskgit_jax.maskgit import maskgit_predict, maskgit_remask
@@ -166,9 +166,73 @@ def test_masksketch_decoding(model, case):
         )
         method = masksketch.MaskSketch("cross_entropy", SCHEDULES[params["schedule"]])
         used_layers = guide.target.layer_weights > 0
-        predict, remask = method(*modules, used_layers, guide, num_steps)
+        predict, remask, draw = method(*modules, used_layers, guide, num_steps)
         state = decoding.DecodeState(start, start, key)
-        return decoding.decode(predict, remask, state, 0, num_steps)
+        return decoding.decode(predict, remask, state, 0, num_steps, draw)
 
     state = run(structure.traced(settings), jax.random.PRNGKey(params["prng_key_seed"]))
     np.testing.assert_array_equal(state.sampled, golden[f"{case}/outputs"][0])
+
+
+def test_guided_logits(model):
+    golden = read("transformer.npz")
+    hidden = golden["masked_tokens"] == decoding.MASK_ID
+    guide_ids = jnp.where(hidden, golden["tokens"], decoding.MASK_ID)
+    logits = jax.jit(functools.partial(code_logits, model.transformer))(
+        model.transformer_params, golden["masked_tokens"], guide_ids
+    )
+    num_codes = model.config.transformer.codebook_size
+    close(logits, golden["guided_logits"][..., :num_codes])
+
+
+def test_edit_energy_and_reweighting(model):
+    golden = read("decode_edit.npz")
+    energy = maskgit_edit.code_distance_energy(model.tokenizer_params["quantizer"]["codebook"])
+    close(energy, golden["l2_energy"])
+    (key,) = (key for key in golden if key.startswith("reweight_l2_conf"))
+    confidence = float(key.removeprefix("reweight_l2_conf"))
+    weights = maskgit_edit.reweighting(energy[golden["guidance_tokens"][0, 1:]], confidence)
+    close(weights, golden[key][0, 1:])
+    np.testing.assert_array_equal(golden[key][0, 0], 1)
+
+
+@pytest.mark.parametrize("case", ["context", "self_l2", "self_identity", "iterate"])
+def test_edit_decoding(model, case):
+    golden = read("decode_edit.npz")
+    params = json.loads(str(golden["params"]))
+    tokens, guide_ids = (jnp.asarray(golden[k][0]) for k in ("inputs", "guidance_tokens"))
+    inputs = maskgit_edit.StrokeInputs(
+        guide_ids=guide_ids,
+        num_hidden=jnp.sum(tokens == decoding.MASK_ID),
+        temperature=jnp.float32(params["choice_temperature"]),
+        # The published loop keeps it in an array of integers: what is below 1 becomes 0.
+        confidence=jnp.float32(int(params["confidence"].get(case, 0))),
+    )
+    codebook = model.tokenizer_params["quantizer"]["codebook"]
+    schedule = SCHEDULES[params["schedule"]]
+    method, energy = {
+        "context": (maskgit_edit.ContextGuidance(schedule), ()),
+        "self_l2": (
+            maskgit_edit.Guidance("self", schedule),
+            maskgit_edit.code_distance_energy(codebook),
+        ),
+        "self_identity": (
+            maskgit_edit.Guidance("self", schedule),
+            maskgit_edit.identity_energy(codebook),
+        ),
+        "iterate": (maskgit_edit.Guidance("iterative", schedule), ()),
+    }[case]
+    first, last = params["start_iter"], params["num_iter"]
+    modules = model.transformer, model.transformer_params
+    predict, remask = method(*modules, energy, inputs, last)
+    step = jax.jit(lambda state, t: decoding.decode(predict, remask, state, t, t + 1))
+
+    key = jax.random.PRNGKey(params["prng_key_seed"])
+    state = decoding.DecodeState(tokens, tokens, key)
+    if case == "context":
+        state = method.start(tokens, inputs, first, last, key)
+    expected = golden[f"{case}/outputs"][0]
+    for t in range(first, last):
+        state = step(state, t)
+        drawn = state.sampled[: len(tokens)]
+        np.testing.assert_array_equal(drawn, expected[t], err_msg=f"step {t}")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgit_jax import inference
-from maskgit_jax.transformer import attention_weights, mix
+from maskgit_jax.transformer import softmax_attention
 from tests.conftest import released
 
 
@@ -55,7 +55,7 @@ def test_what_nobody_reads_is_not_run(tiny):
     ids = jnp.zeros((17,), jnp.int32)
 
     def attend(_, query, key, value):
-        return mix(attention_weights(query, key), value), (query, key)
+        return softmax_attention(query, key, value), (query, key)
 
     def compiled(depth):
         extras = functools.partial(inference.layer_extras, *modules, ids, attend, None, depth)

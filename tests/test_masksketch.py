@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from guidance import masksketch
-from guidance.structure import StructureSettings, layer_weights, traced
+from guidance.structure import StructureSettings, layer_weights, structure_distance, traced
 from maskgit_jax import sampling
-from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import with_class_token
 
@@ -29,7 +28,7 @@ def sketches(model, count):
     return with_class_token(model.config, jnp.arange(8) % 5, ids)[:count]
 
 
-def draw(model, count=8, rows=slice(None), seed=7, **overrides):
+def draw(model, count=8, rows=slice(None), seed=7, choices=None, **overrides):
     settings = StructureSettings(layer_weights=layer_weights(None, 3))._replace(**overrides)
     indices = jnp.arange(count)[rows]
     return masksketch.sample(
@@ -40,6 +39,7 @@ def draw(model, count=8, rows=slice(None), seed=7, **overrides):
         seed=seed,
         indices=indices,
         steps_per_call=4,
+        **choices or {},
     )
 
 
@@ -63,7 +63,7 @@ def test_equal_sketches_with_other_indices_give_other_samples(tiny):
 
 def test_one_compilation_serves_all_settings(tiny):
     draw(tiny)
-    functions = masksketch._start, sampling._advance, masksketch._distance
+    functions = masksketch._start, sampling._advance, masksketch._distances
     before = [f._cache_size() for f in functions]
     results = [
         draw(tiny, lambda_s=0.0),
@@ -115,6 +115,14 @@ def test_structure_guidance_lowers_the_distance(tiny):
     assert jnp.mean(guided.structure_distance) < 0.9 * jnp.mean(free.structure_distance)
 
 
+@pytest.mark.slow
+def test_proposals_lower_the_distance_in_as_many_steps(tiny):
+    one, four = draw(tiny), draw(tiny, choices={"num_proposals": 4})
+    assert jnp.mean(four.structure_distance) < 0.9 * jnp.mean(one.structure_distance)
+    alone = draw(tiny, rows=slice(5, 6), choices={"num_proposals": 4})
+    np.testing.assert_array_equal(alone.ids, four.ids[5:6])
+
+
 def test_the_sketch_itself_has_distance_zero(tiny):
     tokens = sketches(tiny, 1)[0]
     settings = traced(StructureSettings(layer_weights=jnp.ones(3), paper_weight=0.25))
@@ -125,7 +133,7 @@ def test_the_sketch_itself_has_distance_zero(tiny):
         *modules, paper_ids, tokens, everywhere, settings, jax.random.key(0)
     )
     used_layers = jnp.ones(3, bool)
-    distance = masksketch.mean_distance(*modules, used_layers, guide.target, tokens)
+    distance = structure_distance(*modules, tokens, guide.target, used_layers)
     np.testing.assert_allclose(distance, 0, atol=1e-6)
     assert int(guide.num_hidden) == int(jnp.sum(state.ids == -1)) == 16
     np.testing.assert_array_equal(guide.token_weights, [1, *[1, 0.25] * 8])
@@ -137,6 +145,8 @@ def test_bad_arguments_are_named(tiny):
     for words, changes, knobs in (
         ("num_steps is 0", {"num_steps": 0}, {}),
         ("unknown divergence 'kl'", {"divergence": "kl"}, {}),
+        ("unknown schedule 'sine'", {"schedule": "sine"}, {}),
+        ("num_proposals is 0", {"num_proposals": 0}, {}),
         ("4 layer weights: the model has 3 layers", {}, {"layer_weights": np.ones(4)}),
         ("lambda_s is 2", {}, {"lambda_s": 2.0}),
     ):
@@ -164,15 +174,9 @@ def test_progress_counts_the_steps(tiny):
 def compiled_loop(model) -> str:
     """The decode loop of eight samples as it is compiled for all devices."""
     tokens, settings = sketches(model, 8), StructureSettings(layer_weights(None, 3))
-    knobs = masksketch._per_sample(settings, 8)
-    inputs = (tokens, jnp.ones((8, 17), bool), knobs, sampling.sample_keys(0, jnp.arange(8)))
-    params, paper, used = copy_to_devices(
-        (model.transformer_params, masksketch._paper_ids(model), jnp.ones(3, bool))
-    )
-    guide, state = masksketch._start(model.transformer, params, paper, *spread_over_devices(inputs))
-    loop = sampling._advance.lower(
-        masksketch.MaskSketch(), model.transformer, params, used, guide, state, 0, 4, 4
-    )
+    begun = masksketch.begin(model, tokens, settings, seed=0, indices=jnp.arange(8))
+    given = model.transformer, model.params_on_devices, *begun
+    loop = sampling._advance.lower(masksketch.MaskSketch(), *given, 0, 4, 4)
     return loop.compile().as_text()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from guidance import structure
 from guidance.structure import StructureSettings
-from maskgit_jax.decoding import MASK_ID
+from maskgit_jax.decoding import MASK_ID, draw_each
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import AttentionInputs, attention_inputs
 
@@ -174,6 +174,22 @@ def test_start_hides_a_share_of_the_region():
     start = structure.hide_start(SKETCH, region, 0.5, jax.random.key(0))
     assert int(jnp.sum(start == MASK_ID)) == 4
     assert np.all(start[9:] == SKETCH[9:]) and start[0] == 24
+
+
+def test_each_position_takes_the_nearest_of_several_draws():
+    """With the distance |id − 12| and even odds: the drawn id nearest to 12 at each position."""
+    ids = jnp.array([24, *[-1] * 12, 3, 5, 7, 9])
+
+    def distance(sampled):
+        return jnp.abs(sampled - 12.0)
+
+    key, even = jax.random.key(0), jnp.zeros((17, 24))
+    draws = [draw_each(ids, even, each) for each in jax.random.split(key, 6)]
+    drawn = structure.least_distance_draw(distance, 6)(ids, even, key)
+    nearest = np.min(np.abs(np.array(draws)[:, 1:13] - 12), axis=0)
+    np.testing.assert_array_equal(np.abs(drawn[1:13] - 12), nearest)
+    np.testing.assert_array_equal(drawn[13:], ids[13:])
+    assert structure.least_distance_draw(distance, 1) is draw_each
 
 
 def test_shares_are_those_of_float64():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.drawings import Drawing
+from experiments.guidance_flags import Choices
 from experiments.sweep_plan import (
     Plan,
     first_difference,
@@ -25,7 +26,8 @@ def make_plan(**changes) -> Plan:
     plan = Plan(
         model="demo",
         class_names=("a", "b"),
-        divergence="jeffreys",
+        choices=Choices("jeffreys", 1, "jnp"),
+        dtype="float32",
         values=values,
         drawings=drawings,
         seeds=[7, 8],

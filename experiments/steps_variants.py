@@ -1,0 +1,203 @@
+"""Ways to need fewer steps: the rules that `steps_study` compares.
+
+Those that do not lie in `masksketch.sample`'s own arguments work on the samples between two steps.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from guidance import masksketch
+from guidance.structure import StructureSettings
+from maskgit_jax.decoding import MASK_ID, DecodeState
+from maskgit_jax.model import Model
+from maskgit_jax.sampling import decode_batch
+
+POPULATION = 4
+"""Samples of one sketch that are recombined, or of which the best is taken."""
+_STABLE = 0.9  # share of the hidden ids that were hidden a step ago
+_STABLE_STEPS = 2
+
+
+class Batch(NamedTuple):
+    """What a rule makes samples from.
+
+    Attributes:
+      model: the generator.
+      tokens: class token and sketch ids.
+      settings: of the guidance.
+      num_steps: T.
+      seed: of the samples.
+      indices: their numbers.
+    """
+
+    model: Model
+    tokens: Int[Array, "B S"]
+    settings: StructureSettings
+    num_steps: int
+    seed: int
+    indices: Int[Array, "B"]
+
+
+class Made(NamedTuple):
+    """Ids, and the number of steps that each sample took."""
+
+    ids: Int[np.ndarray, "B N"]
+    steps: Float[np.ndarray, "B"]
+
+
+Rule = Callable[[Batch], Made]
+
+
+def settled(**choices: Any) -> Rule:
+    """`masksketch.sample` with these choices."""
+
+    def rule(batch: Batch) -> Made:
+        samples = masksketch.sample(
+            batch.model,
+            batch.tokens,
+            batch.settings,
+            num_steps=batch.num_steps,
+            seed=batch.seed,
+            indices=batch.indices,
+            **choices,
+        )
+        return _made(samples.ids, batch.num_steps)
+
+    return rule
+
+
+def schedule_lambda(first: float, last: float) -> Rule:
+    """λ_s goes from one value to another over the steps."""
+
+    def rule(batch: Batch) -> Made:
+        run = _Run(batch)
+        for step in range(batch.num_steps):
+            share = first + (last - first) * step / max(batch.num_steps - 1, 1)
+            settings = run.guide.settings
+            shares = {
+                "structure_share": jnp.full_like(settings.structure_share, share),
+                "realism_share": jnp.full_like(settings.realism_share, 1 - share),
+            }
+            run.guide = run.guide._replace(settings=settings._replace(**shares))
+            run.advance(step)
+        return _made(run.state.sampled[:, 1:], batch.num_steps)
+
+    return rule
+
+
+def best_seen(batch: Batch) -> Made:
+    """Of each sample's steps, the ids of least distance instead of the last."""
+    run = _Run(batch)
+    best, least = jnp.zeros_like(batch.tokens), jnp.full(len(batch.tokens), jnp.inf)
+    for step in range(batch.num_steps):
+        run.advance(step)
+        distance = jnp.mean(run.distances()[:, 1:], axis=1)
+        best = jnp.where((distance < least)[:, None], run.state.sampled, best)
+        least = jnp.minimum(distance, least)
+    return _made(best[:, 1:], batch.num_steps)
+
+
+def stop_early(batch: Batch) -> Made:
+    """A sample ends when nearly the same ids are hidden as a step ago, twice in a row."""
+    run = _Run(batch)
+    ids = np.zeros(batch.tokens.shape, np.int32)
+    steps = np.zeros(len(ids))
+    hidden, calm = np.zeros(ids.shape, bool), np.zeros(len(ids), int)
+    going = np.ones(len(ids), bool)
+    for step in range(batch.num_steps):
+        run.advance(step)
+        ids[going] = np.asarray(run.state.sampled)[going]
+        steps[going] += 1
+        now = np.asarray(run.state.ids) == MASK_ID
+        kept = np.sum(now & hidden, axis=1) / np.maximum(np.sum(now, axis=1), 1)
+        calm = np.where(kept >= _STABLE, calm + 1, 0)
+        hidden = now
+        going &= calm < _STABLE_STEPS
+        if not np.any(going):
+            break
+    return Made(ids[:, 1:], steps)
+
+
+def best_of_population(batch: Batch) -> Made:
+    """Several whole samples of each sketch, of which the one of least distance is taken."""
+    run = _Run(_populated(batch))
+    for step in range(batch.num_steps):
+        run.advance(step)
+    return _best_member(run, batch.num_steps)
+
+
+def evolve(batch: Batch) -> Made:
+    """Several samples of each sketch, recombined after every step.
+
+    Each place takes the ids of the member that is nearest to the sketch in the 3×3 tokens around
+    it. All go on from this child, each with its own ids hidden.
+    """
+    run = _Run(_populated(batch))
+    for step in range(batch.num_steps):
+        run.advance(step)
+        run.state = _recombine(run.state, run.distances())
+    return _best_member(run, batch.num_steps)
+
+
+@jax.jit
+def _recombine(state: DecodeState, distances: Float[Array, "P S"]) -> DecodeState:
+    side = round((distances.shape[1] - 1) ** 0.5)
+    maps = distances[:, 1:].reshape(-1, side, side)
+    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = sum(padded[:, i : i + side, j : j + side] for i in range(3) for j in range(3))
+    nearest = jnp.argmin(around.reshape(-1, POPULATION, side**2), axis=1)
+    members = state.sampled[:, 1:].reshape(-1, POPULATION, side**2)
+    child = jnp.take_along_axis(members, nearest[:, None], axis=1)[:, 0]
+    sampled = state.sampled.at[:, 1:].set(jnp.repeat(child, POPULATION, axis=0))
+    return state._replace(ids=jnp.where(state.ids == MASK_ID, MASK_ID, sampled), sampled=sampled)
+
+
+class _Run:
+    """A batch between two steps, on one device."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        guided = bool(np.any(batch.settings.guidance_scale))
+        self.method = masksketch.MaskSketch(guided=guided)
+        self.used_layers, self.guide, self.state = masksketch.begin(
+            batch.model, batch.tokens, batch.settings, seed=batch.seed, indices=batch.indices
+        )
+
+    def advance(self, step: int) -> None:
+        self.state = decode_batch(
+            self.batch.model,
+            self.method,
+            self.used_layers,
+            self.guide,
+            self.state,
+            num_steps=self.batch.num_steps,
+            first_step=step,
+            last_step=step + 1,
+        )
+
+    def distances(self) -> Float[Array, "B S"]:
+        return masksketch.token_distances(
+            self.batch.model, self.used_layers, self.guide, self.state.sampled
+        )
+
+
+def _populated(batch: Batch) -> Batch:
+    rows = jnp.repeat(jnp.arange(len(batch.tokens)), POPULATION)
+    members = jnp.tile(jnp.arange(POPULATION), len(batch.tokens))
+    indices = batch.indices[rows] * POPULATION + members
+    return batch._replace(tokens=batch.tokens[rows], indices=indices)
+
+
+def _best_member(run: _Run, num_steps: int) -> Made:
+    distances = jnp.mean(run.distances()[:, 1:], axis=1).reshape(-1, POPULATION)
+    best = jnp.arange(len(distances)) * POPULATION + jnp.argmin(distances, axis=1)
+    return _made(run.state.sampled[best, 1:], num_steps)
+
+
+def _made(ids: Int[Array, "B N"], num_steps: int) -> Made:
+    return Made(np.asarray(ids), np.full(len(ids), float(num_steps)))
