@@ -16,7 +16,7 @@ def load_demo_world_model(name: str, dtype: str = "float32") -> Model:
     Raises:
       InputError: as `load_model`, or the model has other classes or an unsuited picture size.
     """
-    known = "evaluate judges the demo world's pictures: give demo or a folder of such a model"
+    known = "the judge knows the demo world's pictures: give demo or a folder of such a model"
     if name in download.MODELS:  # before gigabytes of it are fetched
         raise InputError(f"--model={name}: an ImageNet model; {known}")
     model = load_model(name, dtype=dtype)

@@ -18,6 +18,7 @@ from maskgit_jax import sampling
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.inference import attention_inputs
+from maskgit_jax.maskgit import MaskGit
 from maskgit_jax.model import Model, with_class_token
 
 UNGUIDED_TEMPERATURE = 30.0
@@ -46,7 +47,7 @@ def sample_unguided(
                 num_steps=num_steps,
                 seed=seed,
                 indices=jnp.asarray(indices),
-                temperature=UNGUIDED_TEMPERATURE,
+                sampler=MaskGit(UNGUIDED_TEMPERATURE),
             )
             jax.block_until_ready(ids)
             bar.update(min(len(tokens), bar.total - bar.n))

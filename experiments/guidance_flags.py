@@ -79,7 +79,7 @@ flags.DEFINE_string(
 flags.DEFINE_list("lambda_s", None, "Share of structure in [0, 1]; the rest is realism.")
 flags.DEFINE_list("guidance_scale", None, "Classifier-free guidance, 0 for none.")
 flags.DEFINE_list("max_mask_rate", None, "Share of ids hidden at the start.")
-flags.DEFINE_list("min_mask_rate", None, "Share of ids hidden after the last step.")
+flags.DEFINE_list("min_mask_rate", None, "Share that the fall ends at.")
 flags.DEFINE_list("structure_temperature", None, "Noise on which ids stray from the sketch.")
 flags.DEFINE_list("confidence_temperature", None, "Noise on which ids are unsure.")
 flags.DEFINE_list("paper_weight", None, "Weight of the distance where the sketch is blank.")

@@ -1,7 +1,8 @@
 """Sets of pictures too large for memory: a folder of picture files, or an `.npz` as ADM has it.
 
 An ADM `.npz` (the format of the evaluator of Dhariwal & Nichol 2021, github.com/openai/
-guided-diffusion) holds one array `arr_0`, uint8 [N, H, W, 3].
+guided-diffusion) holds one array `arr_0`, uint8 [N, H, W, 3], and where classes are known their
+labels, `arr_1`, int64 [N].
 """
 
 import math
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image
@@ -21,6 +22,7 @@ from maskgit_jax.images import read_image
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _GRID = "grid.png"  # what commands write beside their samples
 _ARRAY = "arr_0.npy"
+_LABELS = "arr_1.npy"
 
 
 class ImageSet(NamedTuple):
@@ -53,7 +55,10 @@ def open_image_set(path: str | os.PathLike[str]) -> ImageSet:
 
 
 def write_adm_npz(
-    path: str | os.PathLike[str], batches: Iterable[UInt8[np.ndarray, "b h w 3"]], count: int
+    path: str | os.PathLike[str],
+    batches: Iterable[UInt8[np.ndarray, "b h w 3"]],
+    count: int,
+    labels: Int64[np.ndarray, "{count}"] | None = None,
 ) -> None:
     """Writes pictures as an ADM `.npz`, one batch in memory at a time; all or nothing.
 
@@ -63,18 +68,19 @@ def write_adm_npz(
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         written = 0
-        # Larger than 4 GiB: 50,000 pictures of 256 pixels are 9.8 GB.
-        with (
-            zipfile.ZipFile(part, "w") as archive,
-            archive.open(_ARRAY, "w", force_zip64=True) as file,
-        ):
-            for batch in batches:
-                if not written:
-                    header = np.lib.format.header_data_from_array_1_0(batch)
-                    header["shape"] = (count, *batch.shape[1:])
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(batch.tobytes())
-                written += len(batch)
+        with zipfile.ZipFile(part, "w") as archive:
+            # Larger than 4 GiB: 50,000 pictures of 256 pixels are 9.8 GB.
+            with archive.open(_ARRAY, "w", force_zip64=True) as file:
+                for batch in batches:
+                    if not written:
+                        header = np.lib.format.header_data_from_array_1_0(batch)
+                        header["shape"] = (count, *batch.shape[1:])
+                        np.lib.format.write_array_header_1_0(file, header)
+                    file.write(batch.tobytes())
+                    written += len(batch)
+            if labels is not None:
+                with archive.open(_LABELS, "w") as file:
+                    np.lib.format.write_array(file, labels)
         if written != count:
             raise ValueError(f"{written} pictures were given, {count} announced")
         os.replace(part, path)

@@ -6,9 +6,6 @@ Without arguments: a sample sketch and the demo model. Writes the pictures, `gri
 first) and `results.jsonl` (one line per picture); an earlier run's in the same folder are replaced.
 """
 
-import json
-import re
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,15 +16,15 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments import cli, guidance_flags
+from experiments.sample_folder import check_not_replaced, write_samples
 from guidance import masksketch
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float, to_uint8
+from maskgit_jax.images import fit_image, make_grid, read_image, to_float, to_uint8
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 
 _SAMPLE_SKETCH = Path(__file__).parent / "sketches" / "house.png"
 _SAMPLE_LABEL = "house"
-_RESULTS = re.compile(r"sample_\d{3,}\.png|grid\.png|results\.jsonl")
 _MOST_SAMPLES = 10_000
 
 # --help lists them too.
@@ -56,9 +53,7 @@ def main() -> None:
     guided = guidance_flags.read(config.transformer.num_layers)
     model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
     output_dir = cli.output_folder(_OUTPUT_DIR)
-    path = Path(sketch_path).resolve()
-    if path.parent == output_dir.resolve() and _RESULTS.fullmatch(path.name):
-        raise InputError(f"--sketch={sketch_path} would be overwritten: give another --output_dir")
+    check_not_replaced("sketch", sketch_path, output_dir)
 
     sketch = fit_image(image, config.tokenizer.image_size, mode=_FIT.value)
     ids = model.encode(jnp.asarray(to_float(sketch))[None])
@@ -86,7 +81,8 @@ def main() -> None:
                         **guided.record,
                     }
                 )
-    _write(output_dir, sketch, pictures, lines)
+    grid = make_grid([sketch, *pictures], scale=max(1, 192 // len(sketch)))
+    write_samples(output_dir, pictures, lines, grid)
     mean = np.mean([line["structure_distance"] for line in lines])
     print(f"{len(lines)} pictures in {output_dir}, mean structure distance {mean:.4f}")
     print(f"look at {output_dir / 'grid.png'}")
@@ -120,32 +116,6 @@ def _sample(
     # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
     pictures = [to_uint8(np.asarray(model.decode(ids[None])[0])) for ids in samples.ids]
     return pictures, np.asarray(samples.structure_distance)
-
-
-def _write(
-    output_dir: Path, sketch: UInt8[np.ndarray, "H W 3"], pictures: list, lines: list
-) -> None:
-    """Puts a run's files in place of an earlier run's, once all of them are written."""
-    scale = max(1, 192 // len(sketch))
-    try:
-        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".") as temporary:
-            folder = Path(temporary)
-            for line, picture in zip(lines, pictures, strict=True):
-                save_png(folder / line["file"], picture)
-            save_png(folder / "grid.png", make_grid([sketch, *pictures], scale=scale))
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (folder / "results.jsonl").write_text(text, encoding="utf-8")
-            # A longer earlier run's pictures would pass for this one's.
-            for path in output_dir.iterdir():
-                if _RESULTS.fullmatch(path.name):
-                    path.unlink()
-            for path in folder.iterdir():
-                path.replace(output_dir / path.name)
-    except OSError as error:
-        raise InputError(
-            f"--output_dir={output_dir}: cannot write there ({error.strerror or error}); "
-            "choose another folder"
-        ) from None
 
 
 if __name__ == "__main__":

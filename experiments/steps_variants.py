@@ -18,7 +18,7 @@ from maskgit_jax.model import Model
 from maskgit_jax.sampling import decode_batch
 
 POPULATION = 4
-"""Samples of one sketch that are recombined, or of which the best is taken."""
+"""Samples of one sketch that are recombined."""
 _STABLE = 0.9  # share of the hidden ids that were hidden a step ago
 _STABLE_STEPS = 2
 
@@ -121,14 +121,6 @@ def stop_early(batch: Batch) -> Made:
         if not np.any(going):
             break
     return Made(ids[:, 1:], steps)
-
-
-def best_of_population(batch: Batch) -> Made:
-    """Several whole samples of each sketch, of which the one of least distance is taken."""
-    run = _Run(_populated(batch))
-    for step in range(batch.num_steps):
-        run.advance(step)
-    return _best_member(run, batch.num_steps)
 
 
 def evolve(batch: Batch) -> Made:

@@ -1,4 +1,4 @@
-"""Flags that both training commands have, and what they mean."""
+"""Flags that the training and tuning commands share, and what they mean."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ from experiments import datasets
 from maskgit_jax import download, model, training
 from maskgit_jax.config import ModelConfig
 
-MODEL_DIR = flags.DEFINE_string("model_dir", "runs/demo", "Folder that becomes the model.")
+MODEL_DIR = flags.DEFINE_string("model_dir", "runs/demo", "Folder for the result.")
 INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Start from the weights of this model: a folder, or a name such as demo."
 )
@@ -49,6 +49,12 @@ _VALIDATE_EVERY = flags.DEFINE_integer(
 _SAMPLE_EVERY = flags.DEFINE_integer(
     "sample_every", 1000, "Steps between sample pictures; 0: none.", lower_bound=0
 )
+
+
+def set_defaults(**values: str | int | float) -> None:
+    """Gives flags of this module, by name, other defaults for one command."""
+    for name, value in values.items():
+        flags.FLAGS.set_default(name, value)
 
 
 def dataset(size: int, batch_size: int) -> datasets.Dataset:

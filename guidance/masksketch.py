@@ -170,7 +170,7 @@ class Samples(NamedTuple):
 
     Attributes:
       ids: image ids.
-      structure_distance: mean over the image tokens of each sample's distance to its sketch.
+      structure_distance: of each sample to its sketch, the mean over the tokens that were made.
     """
 
     ids: Int[Array, "B N"]
@@ -245,8 +245,9 @@ def sample(
         steps_per_call=steps_per_call,
     )
     distances = token_distances(model, used_layers, guide, state.sampled, divergence)
-    batch = len(sketch_tokens)
-    return Samples(state.sampled[:batch, 1:], jnp.mean(distances[:batch, 1:], axis=1))
+    batch, made = len(sketch_tokens), guide.region[:, 1:]
+    means = jnp.mean(distances[:, 1:], axis=1, where=made)
+    return Samples(state.sampled[:batch, 1:], means[:batch])
 
 
 def begin(

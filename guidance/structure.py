@@ -150,7 +150,7 @@ class StructureSettings(NamedTuple):
         1 is all structure, 0 all realism.
       guidance_scale: of classifier-free guidance, ≥ 0.
       max_mask_rate: share of ids hidden at the start, in (0, 1].
-      min_mask_rate: share hidden after the last step, in [0, max_mask_rate].
+      min_mask_rate: share that the fall ends at, in [0, max_mask_rate].
       structure_temperature: of the Gumbel noise on the structure scores, rescaled to [0, 1].
       confidence_temperature: of the Gumbel noise on the confidences, rescaled to [0, 1].
       paper_weight: weight in [0, 1] of the distance of tokens where the sketch is blank paper.
@@ -272,7 +272,7 @@ def structure_remask(
       schedule: how the rate falls, one of `schedules.SCHEDULE_NAMES`.
     """
 
-    def remask(step, ids, sampled, logits, key):
+    def choose(step, sampled, logits, key):
         probabilities = jax.nn.softmax(logits)
         confidence = jnp.take_along_axis(probabilities, sampled[:, None], axis=-1)[:, 0]
 
@@ -293,7 +293,17 @@ def structure_remask(
         scores -= temperatures[:, None] * jnp.log(-jnp.log(draws[0]))
         counts = jnp.floor(count * shares).astype(jnp.int32)
         hide = jax.vmap(mark_lowest)(scores, counts, draws[1])
-        return jnp.any(hide, axis=0).at[0].set(False), key
+        return jnp.any(hide, axis=0).at[0].set(False)
+
+    def remask(step, ids, sampled, logits, key):
+        # After the last step nothing is drawn again: a pass less.
+        hide = jax.lax.cond(
+            step + 1 < num_steps,
+            choose,
+            lambda *_: jnp.zeros(ids.shape, bool),
+            *(step, sampled, logits, key),
+        )
+        return hide, key
 
     return remask
 

@@ -1,13 +1,14 @@
 """MaskGIT's own sampling on the decode loop (arXiv:2202.04200, section 3.2)."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from maskgit_jax import schedules
-from maskgit_jax.decoding import MASK_ID, Predict, Remask, hide_lowest
+from maskgit_jax.decoding import MASK_ID, Predict, RandomKey, Remask, Step, Tokens, hide_lowest
 from maskgit_jax.inference import code_logits
 from maskgit_jax.transformer import Transformer
 
@@ -15,6 +16,19 @@ from maskgit_jax.transformer import Transformer
 def maskgit_predict(transformer: Transformer, params: Any) -> Predict:
     """The transformer alone."""
     return lambda ids, step: code_logits(transformer, params, ids)
+
+
+def count_hidden_next(
+    schedule: str,
+    step: Step,
+    num_steps: Int[Array, ""] | int,
+    ids: Tokens,
+    num_hidden: Int[Array, ""],
+) -> Int[Array, ""]:
+    """How many ids are hidden after a step: γ((t+1)/T) · N₀, at least one and fewer than now."""
+    share = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_hidden)
+    count = jnp.floor(num_hidden * share).astype(jnp.int32)
+    return jnp.clip(count, 1, jnp.maximum(jnp.sum(ids == MASK_ID) - 1, 1))
 
 
 def maskgit_remask(
@@ -35,18 +49,53 @@ def maskgit_remask(
     """
 
     def remask(step, ids, sampled, logits, key):
-        ratio = (step + 1.0) / num_steps
         hidden = ids == MASK_ID
-        count = jnp.floor(num_hidden * schedules.mask_ratio(schedule, ratio, num_hidden))
-        count = jnp.clip(count.astype(jnp.int32), 1, jnp.maximum(jnp.sum(hidden) - 1, 1))
+        count = count_hidden_next(schedule, step, num_steps, ids, num_hidden)
         log_probabilities = jax.nn.log_softmax(logits)
         confidence = jnp.take_along_axis(log_probabilities, sampled[:, None], axis=-1)[:, 0]
         key, choice_key = jax.random.split(key)
         noise = jax.random.gumbel(choice_key, confidence.shape)
-        confidence = confidence + temperature * (1 - ratio) * noise
+        confidence = confidence + temperature * (1 - (step + 1.0) / num_steps) * noise
         # Ids that were visible are never hidden again.
         confidence = jnp.where(hidden, confidence, jnp.inf)
         hide = hide_lowest(confidence, count, jax.random.fold_in(choice_key, 1))
         return hide & hidden, key
 
     return remask
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaskGit:
+    """MaskGIT's sampler: the surest ids are kept; see `sampling.Sampler`.
+
+    Attributes:
+      temperature: of the choice which ids to keep, ≥ 0.
+      schedule: one of `schedules.SCHEDULE_NAMES`.
+    """
+
+    temperature: Any = 4.5
+    schedule: str = dataclasses.field(default="cosine", metadata={"static": True})
+
+    def __post_init__(self):
+        schedules.check_schedule(self.schedule)
+
+    def memory(self, tokens: Int[Array, "B S"]) -> tuple:
+        """See `sampling.Sampler`."""
+        return ()
+
+    def __call__(
+        self,
+        predict: Predict,
+        to_fill: Bool[Array, "S"],
+        key: RandomKey,
+        num_steps: Int[Array, ""] | int,
+    ) -> tuple[Predict, Remask]:
+        """See `sampling.Sampler`."""
+        remask = maskgit_remask(
+            jnp.sum(to_fill),
+            num_steps=num_steps,
+            temperature=self.temperature,
+            schedule=self.schedule,
+        )
+        return predict, remask

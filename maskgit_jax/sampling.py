@@ -1,4 +1,4 @@
-"""Batches of samples: the decode loop vmapped, spread over devices; MaskGIT's sampler."""
+"""Batches of samples: the decode loop vmapped, spread over devices."""
 
 import dataclasses
 import functools
@@ -7,20 +7,28 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from maskgit_jax import schedules
-from maskgit_jax.decoding import MASK_ID, DecodeState, Predict, Remask, decode, sample_key
+from maskgit_jax.decoding import (
+    MASK_ID,
+    DecodeState,
+    Draw,
+    Predict,
+    RandomKey,
+    Remask,
+    decode,
+    sample_key,
+)
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
-from maskgit_jax.maskgit import maskgit_predict, maskgit_remask
+from maskgit_jax.maskgit import MaskGit, maskgit_predict
 from maskgit_jax.model import Model
 from maskgit_jax.transformer import Transformer
 
 
 @runtime_checkable
 class Method(Protocol):
-    """Makes one sample's `predict` and `remask`, inside the compiled loop.
+    """Makes one sample's rules inside the compiled loop: `predict`, `remask` and maybe `draw`.
 
     Hashable, for what it is compiled for: a module's function, or a frozen dataclass whose fields
     are the choices that are no arrays.
@@ -33,7 +41,7 @@ class Method(Protocol):
         shared: Any,
         inputs: Any,
         num_steps: Int[Array, ""],
-    ) -> tuple[Predict, Remask]:
+    ) -> tuple[Predict, Remask] | tuple[Predict, Remask, Draw]:
         """`shared` is the same for all samples, `inputs` is the sample's own."""
 
 
@@ -46,10 +54,11 @@ def decode_batch(
     *,
     num_steps: int,
     first_step: int = 0,
+    last_step: int | None = None,
     progress: Callable[[int], None] | None = None,
     steps_per_call: int = 8,
 ) -> DecodeState:
-    """Runs the steps first_step .. num_steps - 1 for a batch of samples.
+    """Runs the steps first_step .. last_step - 1 for a batch of samples.
 
     Args:
       model: the generator.
@@ -59,13 +68,15 @@ def decode_batch(
       state: the samples, likewise; its memory is used for the result.
       num_steps: T.
       first_step: the first to be run.
+      last_step: where to stop; T when None.
       progress: called with the number of the next step each time some are done.
       steps_per_call: steps between two calls of `progress`; without one, all are run at once.
     """
     params, shared = model.params_on_devices, copy_to_devices(shared)
+    end = num_steps if last_step is None else last_step
     stride = num_steps if progress is None else steps_per_call
-    for first in range(first_step, num_steps, stride):
-        last = min(first + stride, num_steps)
+    for first in range(first_step, end, stride):
+        last = min(first + stride, end)
         state = _advance(
             method, model.transformer, params, shared, inputs, state, first, last, num_steps
         )
@@ -78,8 +89,8 @@ def decode_batch(
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
 def _advance(method, transformer, params, shared, inputs, state, first_step, last_step, num_steps):
     def one(inputs, state):
-        predict, remask = method(transformer, params, shared, inputs, num_steps)
-        return decode(predict, remask, state, first_step, last_step)
+        predict, remask, *draw = method(transformer, params, shared, inputs, num_steps)
+        return decode(predict, remask, state, first_step, last_step, *draw)
 
     return jax.vmap(one)(inputs, state)
 
@@ -89,37 +100,50 @@ def sample_keys(seed: int | UInt32[Array, "B"], indices: Int[Array, "B"]) -> Key
     return jax.vmap(sample_key)(jnp.broadcast_to(jnp.uint32(seed), len(indices)), indices)
 
 
-class MaskGitInputs(NamedTuple):
-    """A sample's own arrays.
+@runtime_checkable
+class Sampler(Protocol):
+    """How hidden ids are filled, whoever gives the logits: `MaskGit`, `Halton`, `ReMdm`.
 
-    Attributes:
-      num_hidden: number of ids hidden at the very start.
-      temperature: of the choice which ids to keep.
+    A frozen dataclass that is a pytree: its numbers are traced, its names compiled for.
     """
 
-    num_hidden: Int[Array, "*b"]
-    temperature: Float[Array, "*b"]
+    def memory(self, tokens: Int[Array, "B S"]) -> tuple[Any, ...]:
+        """What `remask` remembers at the start, along a leading axis of samples."""
+
+    def __call__(
+        self,
+        predict: Predict,
+        to_fill: Bool[Array, "S"],
+        key: RandomKey,
+        num_steps: Int[Array, ""] | int,
+    ) -> tuple[Predict, Remask]:
+        """One sample's functions, inside the compiled loop.
+
+        Args:
+          predict: the logits that it starts from.
+          to_fill: the ids hidden at the very start.
+          key: for choices that hold in all steps, folded in; the loop itself goes on from it.
+          num_steps: T.
+        """
+
+
+class SampleInputs(NamedTuple):
+    """A sample's own arrays; see `Sampler` and `sample`."""
+
+    to_fill: Bool[Array, "*b S"]
+    key: RandomKey | Key[Array, "B"]
+    guide: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGit:
-    """MaskGIT's method (section 3.2).
+class _Sampling:
+    """The `Method` of any `Sampler`, which is what is shared."""
 
-    Attributes:
-      schedule: one of `schedules.SCHEDULE_NAMES`.
-    """
+    predict: Callable[..., Predict]
 
-    schedule: str = "cosine"
-
-    def __call__(self, transformer, params, shared, inputs: MaskGitInputs, num_steps):
-        """See `Method`."""
-        remask = maskgit_remask(
-            inputs.num_hidden,
-            num_steps=num_steps,
-            temperature=inputs.temperature,
-            schedule=self.schedule,
-        )
-        return maskgit_predict(transformer, params), remask
+    def __call__(self, transformer, params, sampler: Sampler, inputs: SampleInputs, num_steps):
+        predict = self.predict(transformer, params, *inputs.guide)
+        return sampler(predict, inputs.to_fill, inputs.key, num_steps)
 
 
 def sample(
@@ -130,37 +154,43 @@ def sample(
     seed: int,
     indices: Int[Array, "B"],
     first_step: int = 0,
-    temperature: Float[Array, ""] | float = 4.5,
-    schedule: str = "cosine",
+    sampler: Sampler = MaskGit(),  # noqa: B008 (frozen)
+    predict: Callable[..., Predict] = maskgit_predict,
+    guide: tuple[Any, ...] = (),
 ) -> Int[Array, "B N"]:
-    """MaskGIT sampling (section 3.2): fills what is hidden, one sample per row.
+    """Fills what is hidden, one sample per row.
 
     Args:
       model: the generator.
       tokens: class token (K + label) and image ids; -1 where an id is to be made. All hidden:
         class-conditional synthesis; some given: editing, inpainting, outpainting.
-      num_steps: T; the paper's 8 for 256 px, 12 for 512 px.
+      num_steps: T; MaskGIT's paper has 8 for 256 px, 12 for 512 px.
       seed: with the index, all that a sample's randomness depends on.
       indices: the samples' numbers.
       first_step: where in the schedule to start, 0 .. T - 1; above 0 when ids are given.
-      temperature: of the choice which ids to keep.
-      schedule: one of `schedules.SCHEDULE_NAMES`.
+      sampler: how they are filled.
+      predict: a module's function that makes one sample's `Predict` of the transformer, its
+        weights and the sample's row of each array in `guide`.
+      guide: arrays with a leading axis of samples.
 
     Raises:
-      InputError: unknown schedule, or no step to run.
+      InputError: no step to run.
     """
-    schedules.check_schedule(schedule)
     if not 0 <= first_step < num_steps:
         raise InputError(f"first_step is {first_step} of {num_steps}: expected 0 to num_steps - 1")
-    batch = len(tokens)
-    inputs = MaskGitInputs(
-        num_hidden=jnp.sum(tokens == MASK_ID, axis=1),
-        temperature=jnp.full(batch, temperature, jnp.float32),
+    inputs = SampleInputs(tokens == MASK_ID, sample_keys(seed, indices), guide)
+    # Copies and keys of its own: the loop takes the state's memory.
+    state = DecodeState(
+        jnp.array(tokens), jnp.array(tokens), sample_keys(seed, indices), sampler.memory(tokens)
     )
-    # Copies: the loop takes the state's memory.
-    state = DecodeState(jnp.array(tokens), jnp.array(tokens), sample_keys(seed, indices))
     inputs, state = spread_over_devices((inputs, state))
     state = decode_batch(
-        model, MaskGit(schedule), (), inputs, state, num_steps=num_steps, first_step=first_step
+        model,
+        _Sampling(predict),
+        jax.tree.map(jnp.float32, sampler),
+        inputs,
+        state,
+        num_steps=num_steps,
+        first_step=first_step,
     )
-    return state.sampled[:batch, 1:]
+    return state.sampled[: len(tokens), 1:]

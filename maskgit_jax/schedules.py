@@ -1,6 +1,7 @@
 """Mask schedules γ: which share of the ids is hidden after a share of the steps.
 
-MaskGIT (arXiv:2202.04200), section 3.4 and appendix A.
+MaskGIT (arXiv:2202.04200), section 3.4 and appendix A; "arccos" is that of the Halton scheduler
+(arXiv:2503.17076).
 """
 
 import math
@@ -12,6 +13,7 @@ from maskgit_jax.errors import InputError
 
 _SCHEDULES = {
     "cosine": lambda r, n: jnp.cos(math.pi / 2 * r),
+    "arccos": lambda r, n: 2 / math.pi * jnp.arccos(r),
     "linear": lambda r, n: 1 - r,
     "square": lambda r, n: 1 - r**2.0,
     "cubic": lambda r, n: 1 - r**3.0,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from maskgit_jax import adversarial, perceptual, schedules
 from maskgit_jax.errors import InputError
@@ -210,10 +210,7 @@ def masked_token_loss(
     params: Params,
     batch: tuple[Int[Array, "b N"], Int[Array, "b"]],
     key: Key[Array, ""],
-    *,
-    label_smoothing: float = 0.1,
-    deterministic: bool = False,
-    dtype: DTypeLike = jnp.float32,
+    **options: Any,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Masked visual token modelling: cross-entropy of the hidden ids (equation 1).
 
@@ -222,20 +219,59 @@ def masked_token_loss(
       params: its weights.
       batch: image ids in [0, K) and classes in [0, num_classes).
       key: draws the masks and the dropout.
+      **options: of `hidden_token_loss`.
+    """
+    ids, labels = batch
+    mask_key, dropout_key = jax.random.split(key)
+    class_tokens = labels[:, None] + transformer.config.codebook_size
+    tokens = jnp.concatenate([class_tokens, hide_at_random(mask_key, ids)], axis=1)
+    return hidden_token_loss(transformer, params, tokens, ids, dropout_key, **options)
+
+
+def hidden_token_loss(
+    transformer: Transformer,
+    params: Params,
+    tokens: Int[Array, "b S"],
+    ids: Int[Array, "b N"],
+    dropout_key: Key[Array, ""],
+    guide_ids: Int[Array, "b S"] | None = None,
+    *,
+    label_smoothing: float = 0.1,
+    deterministic: bool = False,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Cross-entropy of the ids that the transformer does not see.
+
+    Args:
+      transformer: the model.
+      params: its weights.
+      tokens: what it sees: class tokens and image ids, -1 where hidden.
+      ids: the true image ids, in [0, K).
+      dropout_key: draws the dropout.
+      guide_ids: as in `Transformer`.
       label_smoothing: share of the target spread over all codes.
       deterministic: turns dropout off.
       dtype: what the transformer computes in; the cross-entropy is float32.
     """
-    ids, labels = batch
-    codebook_size = transformer.config.codebook_size
-    mask_key, dropout_key = jax.random.split(key)
-    hidden_ids = hide_at_random(mask_key, ids)
-    hidden = hidden_ids == -1
-    tokens = jnp.concatenate([labels[:, None] + codebook_size, hidden_ids], axis=1)
     logits = transformer.apply(
-        {"params": cast(params, dtype)}, tokens, deterministic, rngs={"dropout": dropout_key}
-    )[:, 1:, :codebook_size].astype(jnp.float32)
-    targets = optax.smooth_labels(jax.nn.one_hot(ids, codebook_size), label_smoothing)
+        {"params": cast(params, dtype)},
+        tokens,
+        deterministic,
+        guide_ids,
+        rngs={"dropout": dropout_key},
+    )[:, 1:, : transformer.config.codebook_size]
+    return hidden_cross_entropy(logits, ids, tokens[:, 1:] == -1, label_smoothing)
+
+
+def hidden_cross_entropy(
+    logits: Float[Array, "b N K"],
+    ids: Int[Array, "b N"],
+    hidden: Bool[Array, "b N"],
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Mean cross-entropy of the ids where `hidden`, in float32; how many are the likeliest."""
+    logits = logits.astype(jnp.float32)
+    targets = optax.smooth_labels(jax.nn.one_hot(ids, logits.shape[-1]), label_smoothing)
     loss = optax.losses.softmax_cross_entropy(logits, targets)
     loss = jnp.mean(loss, where=hidden)
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == ids, where=hidden)

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from guidance import classifier_free
 from guidance.classifier_free import classifier_free_predict, other_class_token
+from maskgit_jax.halton import Halton
+from maskgit_jax.model import with_class_token
 from tests.conftest import make_model, released
 
 
@@ -34,3 +37,17 @@ def test_guided_logits_are_the_formula(tiny):
         expected = (1 + scale) * np.asarray(wanted) - scale * np.asarray(other)
         guided = predict(jnp.int32(28), scale)(ids, jnp.int32(0))
         np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_any_sampler_is_guided_sample_by_sample(tiny):
+    tokens = with_class_token(tiny.config, jnp.arange(8) % 5, jnp.full((8, 16), -1))
+    settings = {"num_steps": 4, "sampler": Halton(), "seed": 3}
+    draw = functools.partial(classifier_free.sample, tiny, **settings)
+    scales = jnp.array([0.0, 100.0] * 4)
+    guided = np.asarray(draw(tokens, guidance_scale=scales, indices=jnp.arange(8)))
+    plain = np.asarray(draw(tokens, guidance_scale=0.0, indices=jnp.arange(8)))
+    np.testing.assert_array_equal(guided[::2], plain[::2])
+    assert np.all(np.any(guided[1::2] != plain[1::2], axis=1))
+    # A sample is the same among others.
+    turned = draw(tokens[::-1], guidance_scale=scales[::-1], indices=jnp.arange(8)[::-1])
+    np.testing.assert_array_equal(turned[::-1], guided)

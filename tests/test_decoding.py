@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from maskgit_jax import decoding, schedules
 from maskgit_jax.decoding import MASK_ID, DecodeState
+from maskgit_jax.maskgit import maskgit_remask
 
 
 def uniform_predict(ids, step):
@@ -19,7 +20,7 @@ def uniform_predict(ids, step):
 def run(tokens, first, last, num_steps, seed=0, **kwargs):
     """The states after each step of MaskGIT decoding under uniform logits."""
     tokens = jnp.asarray(tokens, jnp.int32)
-    remask = decoding.maskgit_remask(jnp.sum(tokens == MASK_ID), num_steps=num_steps, **kwargs)
+    remask = maskgit_remask(jnp.sum(tokens == MASK_ID), num_steps=num_steps, **kwargs)
     step = jax.jit(functools.partial(decoding.decode, uniform_predict, remask))
     state, states = DecodeState(tokens, tokens, jax.random.key(seed)), []
     for t in range(first, last):
@@ -75,7 +76,7 @@ def test_confidence_decides_when_temperature_is_zero():
     # Position i prefers code 0 with logit i: the surest positions are kept.
     sharp = jnp.zeros((17, 8)).at[:, 0].set(jnp.arange(17) * 4.0)
     tokens = jnp.array([24, *[-1] * 16])
-    remask = decoding.maskgit_remask(jnp.int32(16), num_steps=2, temperature=0.0, schedule="linear")
+    remask = maskgit_remask(jnp.int32(16), num_steps=2, temperature=0.0, schedule="linear")
     start = DecodeState(tokens, tokens, jax.random.key(3))
     state = decoding.decode(lambda ids, step: sharp, remask, start, 0, 1)
     hidden = np.asarray(state.ids[1:] == MASK_ID)
@@ -98,19 +99,30 @@ def test_pieces_of_a_run_are_the_run_and_share_its_compilation():
     @jax.jit
     def go(first, last, num_steps):
         traces.append(1)
-        remask = decoding.maskgit_remask(jnp.int32(16), num_steps=num_steps)
+        remask = maskgit_remask(jnp.int32(16), num_steps=num_steps)
         start = DecodeState(tokens, tokens, jax.random.key(0))
         return decoding.decode(uniform_predict, remask, start, first, last)
 
     @jax.jit
     def go_on(state, first, last, num_steps):
-        remask = decoding.maskgit_remask(jnp.int32(16), num_steps=num_steps)
+        remask = maskgit_remask(jnp.int32(16), num_steps=num_steps)
         return decoding.decode(uniform_predict, remask, state, first, last)
 
     whole, part = go(0, 12, 12), go(0, 5, 12)
     np.testing.assert_array_equal(whole.sampled, go_on(part, 5, 12, 12).sampled)
     go(0, 3, 7)
     assert len(traces) == 1
+
+
+def test_memory_goes_from_step_to_step():
+    tokens = jnp.array([24, *[-1] * 16])
+
+    def remask(step, ids, sampled, logits, key, count, last):
+        return ids == MASK_ID, key, count + jnp.sum(ids == MASK_ID), step
+
+    start = DecodeState(tokens, tokens, jax.random.key(0), (jnp.int32(0), jnp.int32(-1)))
+    state = decoding.decode(uniform_predict, remask, start, 2, 5)
+    assert [int(field) for field in state.memory] == [3 * 16, 4]
 
 
 def test_sample_keys_differ_by_seed_and_index():

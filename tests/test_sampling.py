@@ -4,7 +4,10 @@ import pytest
 
 from maskgit_jax import sampling
 from maskgit_jax.errors import InputError
+from maskgit_jax.halton import Halton
+from maskgit_jax.maskgit import MaskGit
 from maskgit_jax.model import with_class_token
+from maskgit_jax.remdm import ReMdm
 
 
 def blank(model, count):
@@ -34,15 +37,41 @@ def test_bad_arguments_are_named(tiny):
     for words, arguments in {
         "first_step is 6 of 6": {"first_step": 6},
         "first_step is 0 of 0": {"num_steps": 0},
-        "unknown schedule 'sine'": {"schedule": "sine"},
     }.items():
         with pytest.raises(InputError, match=words):
             draw(tiny, blank(tiny, 1), [0], **arguments)
+    with pytest.raises(InputError, match="unknown schedule 'sine'"):
+        MaskGit(schedule="sine")
 
 
-def test_steps_temperature_and_start_compile_once(tiny):
+def test_settings_compile_once_per_sampler(tiny):
     tokens = blank(tiny, 8)
-    draw(tiny, tokens, range(8))
-    before = sampling._sample._cache_size()
-    draw(tiny, tokens, range(8), num_steps=9, first_step=1, temperature=1.0)
-    assert sampling._sample._cache_size() == before
+    for one, other in (
+        ({}, {"num_steps": 9, "first_step": 1, "sampler": MaskGit(1.0)}),
+        ({"sampler": Halton()}, {"sampler": Halton(sharpness=1.2), "num_steps": 3}),
+        ({"sampler": ReMdm()}, {"sampler": ReMdm(eta=1), "num_steps": 3}),
+    ):
+        draw(tiny, tokens, range(8), **one)
+        before = sampling._advance._cache_size()
+        draw(tiny, tokens, range(8), **other)
+        assert sampling._advance._cache_size() == before
+
+
+def test_settings_of_a_sampler_matter(tiny):
+    tokens = blank(tiny, 8)
+    samples = [
+        draw(tiny, tokens, range(8), sampler=MaskGit(*settings))
+        for settings in ((2.0, "linear"), (2.0, "cosine"), (0.0, "linear"))
+    ]
+    assert np.any(samples[0] != samples[1]) and np.any(samples[0] != samples[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [Halton(), ReMdm(1.0, "confidence")], ids=str)
+def test_other_samplers_keep_what_is_given_and_batches_do_not_matter(tiny, sampler):
+    tokens = blank(tiny, 8).at[:, 4:12].set(jnp.arange(8))
+    ids = draw(tiny, tokens, range(8), sampler=sampler)
+    np.testing.assert_array_equal(ids[:, 3:11], np.tile(np.arange(8), (8, 1)))
+    assert ids.min() >= 0 and ids.max() < 24
+    alone = draw(tiny, tokens[5:6], [5], sampler=sampler)
+    np.testing.assert_array_equal(alone, ids[5:6])

@@ -120,7 +120,11 @@ def test_all_realism_hides_the_lowest_confidences(remask_once):
     assert set(np.flatnonzero(hide)) == set(1 + np.argsort(confidence)[:8])
 
 
-@pytest.mark.parametrize("step", range(10))
+def test_after_the_last_step_nothing_is_hidden(remask_once):
+    assert remask_once(step=8)[0].sum() >= 5 and remask_once(step=9)[0].sum() == 0
+
+
+@pytest.mark.parametrize("step", range(9))
 def test_counts_fall_linearly_and_split_by_lambda(remask_once, step):
     rate = 0.35 + (1 - (step + 1) / 10) * (0.95 - 0.35)
     n = int(16 * np.float32(rate))

@@ -1,0 +1,39 @@
+"""The flags that the measurements of editing share."""
+
+import math
+from typing import Any
+
+from absl import flags
+
+from experiments.edit_sampling import EditSettings, default_settings
+from maskgit_jax.errors import InputError
+
+flags.DEFINE_string("model", "demo", "demo, or the folder of a model of the demo world.")
+flags.DEFINE_integer("num_images", 200, "Held-out pictures.")
+flags.DEFINE_integer("num_steps", None, "Decoding steps.")
+flags.DEFINE_float("temperature", None, "Of the choice which ids to keep.")
+flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
+flags.DEFINE_integer("batch_size", 25, "Samples decoded together.")
+
+
+def read() -> tuple[EditSettings, dict[str, Any]]:
+    """What the flags say: the settings, and every value by its flag's name.
+
+    Raises:
+      InputError: a value out of its range.
+    """
+    given = flags.FLAGS
+    for name, least in (("num_images", 2), ("batch_size", 1), ("num_steps", 1)):
+        if given[name].value is not None and given[name].value < least:
+            raise InputError(f"--{name}={given[name].value}: expected {least} or more")
+    if not 0 <= given.seed < 2**32:
+        raise InputError(f"--seed={given.seed}: expected 0 to {2**32 - 1}")
+    settings = default_settings(given.model)
+    if given.num_steps is not None:
+        settings = settings._replace(num_steps=given.num_steps)
+    if given.temperature is not None:
+        if not 0 <= given.temperature < math.inf:
+            raise InputError(f"--temperature={given.temperature:g}: expected 0 or more")
+        settings = settings._replace(temperature=given.temperature)
+    record = {name: given[name].value for name in ("model", "num_images", "seed")}
+    return settings, record | settings._asdict()

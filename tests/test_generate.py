@@ -1,0 +1,230 @@
+"""Class-conditional pictures: the plan, the folder, and the command as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.generate_folder import GenerateFolder
+from experiments.generate_plan import SAMPLERS, Plan, check_settings, preset, read_labels
+from experiments.image_sets import open_image_set
+from maskgit_jax import world
+from maskgit_jax.errors import InputError
+from maskgit_jax.halton import Halton
+from maskgit_jax.images import read_image
+from tests.commands import ROOT, assert_refused
+
+MODEL = ROOT / "tests" / "golden" / "model"
+NAMES = ("tench, Tinca tinca", "cat", "black-and-tan coonhound", "dog", "9-iron")
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        ("all", [0, 1, 2, 3, 4]),
+        ("dog", [3]),
+        ("1,tench", [1, 0]),
+        ("black-and-tan coonhound, 3-4,0", [2, 3, 4, 0]),
+        ("9-iron", [4]),
+    ],
+)
+def test_labels_are_names_numbers_and_ranges(text, labels):
+    assert read_labels(text, NAMES) == labels
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("dgo", "did you mean 'dog'"),
+        ("0,,1", "empty"),
+        ("3-9", "class number 9 is out of range"),
+        ("3-1", "the range 3-1 falls"),
+        ("1-3,dog", "names a class twice"),
+    ],
+)
+def test_bad_labels_are_named(text, words):
+    with pytest.raises(InputError, match=words):
+        read_labels(text, NAMES)
+
+
+def test_classes_take_turns_and_settings_reach_the_sampler():
+    plan = Plan("demo", [4, 2], 3, "halton", 8, {"schedule": "linear", "sharpness": 1.2}, 0.0, 0)
+    assert [plan.label(index) for index in range(plan.count)] == [4, 2, 4, 2, 4, 2]
+    assert plan.make_sampler() == Halton(1.2, "linear")
+
+
+def test_every_sampler_has_its_defaults():
+    for name, sampler in SAMPLERS.items():
+        for model, image_size in (("demo", 48), ("imagenet256", 256), ("imagenet512", 512)):
+            settings = preset(name, model, image_size)
+            assert settings.pop("num_steps") >= 8
+            sampler(**settings)
+    assert preset("maskgit", "imagenet256", 256)["num_steps"] == 8
+    assert preset("maskgit", "imagenet512", 512)["num_steps"] == 12
+    assert preset("maskgit", "imagenet512", 512)["temperature"] == 4.5
+
+
+def test_settings_of_another_sampler_are_refused():
+    defaults = preset("remdm", "demo", 48)
+    check_settings("remdm", defaults, {"eta": 1.0, "remask": "cap"})
+    for given, words in (
+        ({"temperature": 1.0}, "--temperature=1.0: --sampler=remdm has no such setting"),
+        ({"eta": 1.5}, "--eta=1.5: expected 0 to 1"),
+        ({"eta": float("nan")}, "--eta=nan"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_settings("remdm", defaults, given)
+
+
+RECORD = {"model": "demo", "labels": [1, 0], "seed": 0}
+PICTURES = np.arange(5 * 8 * 8 * 3, dtype=np.uint8).reshape(5, 8, 8, 3)
+LINES = [
+    {"file": f"sample_{index:06d}.png", "index": index, "label": (1, 0)[index % 2]}
+    for index in range(5)
+]
+
+
+def filled_folder(path: Path) -> GenerateFolder:
+    """Three pictures kept, by a run that went on after a kill."""
+    folder = GenerateFolder(path)
+    folder.open(RECORD)
+    folder.add(0, PICTURES[:2])
+    folder.add(3, PICTURES[3:])
+    again = GenerateFolder(path)
+    again.open(RECORD)
+    assert again.count() == 2
+    again.add(2, PICTURES[2:3])
+    assert again.count() == 5
+    return again
+
+
+def test_a_folder_ends_as_npz(tmp_path):
+    folder = filled_folder(tmp_path / "a")
+    assert not folder.finished()
+    folder.finish("npz", LINES, None)
+    assert folder.finished()
+    with np.load(tmp_path / "a" / "samples.npz") as arrays:
+        np.testing.assert_array_equal(arrays["arr_0"], PICTURES)
+        np.testing.assert_array_equal(arrays["arr_1"], np.array([1, 0, 1, 0, 1], np.int64))
+        assert arrays["arr_1"].dtype == np.int64
+    images = open_image_set(tmp_path / "a" / "samples.npz")
+    assert images.count == 5
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["grid.png", "plan.json", "samples.npz"]
+
+
+def test_a_folder_ends_as_pictures(tmp_path):
+    filled_folder(tmp_path).finish("png", LINES, 2)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert lines == LINES
+    for line, picture in zip(lines, PICTURES, strict=True):
+        np.testing.assert_array_equal(read_image(tmp_path / line["file"]), picture)
+    # Three rows of two: frames of a pixel, gaps of eight.
+    assert read_image(tmp_path / "grid.png").shape[:2] == (3 * 106 + 8, 2 * 106 + 8)
+    assert open_image_set(tmp_path).count == 5
+
+
+def test_another_run_s_folder_is_refused(tmp_path):
+    filled_folder(tmp_path)
+    with pytest.raises(InputError, match="holds another run: seed is 0 there, 1 by these flags"):
+        GenerateFolder(tmp_path).open(RECORD | {"seed": 1})
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(InputError, match="holds other files"):
+        GenerateFolder(tmp_path).open(RECORD)
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    folder = filled_folder(tmp_path)
+    (tmp_path / "parts" / "00000002.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match=r"00000002\.npy cannot be read"):
+        folder.count()
+
+
+def start(*args, cwd) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.generate", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_pictures(tmp_path):
+    flags = (
+        f"--model={MODEL}",
+        "--labels=1-3",
+        "--num_samples=40",
+        "--num_steps=3",
+        "--sampler=remdm",
+        "--remask=confidence",
+        "--guidance_scale=1.5",
+        "--format=npz",
+    )
+    killed = start(*flags, "--batch_size=1", "--output_dir=killed", cwd=tmp_path)
+    parts = tmp_path / "killed" / "parts"
+    deadline = time.time() + 300
+    while not list(parts.glob("*.npy")) and killed.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    kept = len(list(parts.glob("*.npy")))
+    assert 1 <= kept < 120
+
+    refused = start(*flags, "--seed=1", "--output_dir=killed", cwd=tmp_path)
+    assert "seed is 0 there, 1 by these flags" in refused.communicate()[1]
+    for name in ("killed", "whole"):
+        process = start(*flags, "--batch_size=24", f"--output_dir={name}", cwd=tmp_path)
+        out, error = process.communicate()
+        assert process.returncode == 0, error
+        assert "120 pictures" in out
+    resumed, whole = (
+        dict(np.load(tmp_path / name / "samples.npz")) for name in ("killed", "whole")
+    )
+    # Pixels of another batch size may round otherwise.
+    assert np.abs(resumed["arr_0"].astype(int) - whole["arr_0"]).max() <= 1
+    np.testing.assert_array_equal(whole["arr_1"], np.tile([1, 2, 3], 40))
+    assert len({picture.tobytes() for picture in whole["arr_0"]}) > 100
+    again = start(*flags, "--output_dir=whole", cwd=tmp_path)
+    assert "finished before" in again.communicate()[0]
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("")
+    assert_refused(
+        "generate",
+        {
+            "label": (["--labels=hous"], "'house'"),
+            "labels": ([f"--labels={len(world.CLASS_NAMES)}"], "out of range"),
+            "samples": (["--num_samples=0"], "--num_samples=0"),
+            "schedule": (["--schedule=sine"], "cosine"),
+            "sampler": (["--sampler=magic"], "halton"),
+            "remask": (["--sampler=remdm", "--remask=loop"], "rescale"),
+            "steps": (["--num_steps=0"], "--num_steps=0"),
+            "eta": (["--sampler=remdm", "--eta=1.1"], "--eta=1.1"),
+            "other's": (["--eta=0.1"], "--sampler=maskgit has no such setting"),
+            "temperature": (["--temperature=-1"], "--temperature=-1"),
+            "guidance": (["--guidance_scale=-0.5"], "--guidance_scale=-0.5"),
+            "nan": (["--guidance_scale=nan"], "--guidance_scale=nan"),
+            "batch": (["--batch_size=0"], "--batch_size=0"),
+            "seed": (["--seed=-1"], "--seed=-1"),
+            "format": (["--format=gif"], "npz"),
+            "model": (["--model=imagenet"], "imagenet256"),
+            "output": ([f"--output_dir={tmp_path}/file/out"], "--output_dir"),
+            "others' files": ([f"--output_dir={tmp_path}/full"], "holds other files"),
+            "argument": (["house"], "house"),
+        },
+        cwd=tmp_path,
+    )
+    assert not (tmp_path / "samples").exists()
