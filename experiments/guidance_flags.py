@@ -48,7 +48,7 @@ DEMO = RELEASED | {
 }
 """What suits the small demo model (docs/demo_model.md)."""
 
-FAST = {"num_steps": 8, "num_proposals": 4}
+FAST = {"num_steps": 16, "num_proposals": 4, "max_mask_rate": 1.0, "min_mask_rate": 0.05}
 """What `--sampler=fast` sets: fewer steps that look at the structure more often (docs/steps.md)."""
 
 

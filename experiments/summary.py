@@ -16,7 +16,8 @@ from maskgit_jax.errors import InputError
 RESULTS = "results.jsonl"
 DISTANCE = "structure_distance"
 _REALISM = ("class_probability", "clip_text")
-_PLAN = ("model", "divergence", "settings", "sketches", "seeds", "rejection", "num_items")
+_PLAN = ("model", "divergence", "num_proposals", "dtype", "settings", "sketches", "seeds")
+_PLAN += ("rejection", "num_items")
 _LINE = ("item", "file", "sketch", "sketch_file", "class_name", "seed", DISTANCE)
 # Numbers that measure nothing.
 _NAMES = ("item", "label", "seed", "candidate")

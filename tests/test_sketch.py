@@ -48,12 +48,23 @@ def test_a_sketch_becomes_pictures(tmp_path):
     grid = read_image(tmp_path / "out" / "grid.png")
     assert min(grid.shape[:2]) >= 2 * 192
 
+    assert {(line["num_proposals"], line["dtype"]) for line in lines} == {(1, "float32")}
+
     # A sample is the same alone, and an earlier run's pictures do not stay beside the new ones.
     again = run(*flags, "--num_samples=1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "sample_000.png"), pictures[0])
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["grid.png", "results.jsonl", "sample_000.png"]
+
+
+@pytest.mark.slow
+def test_the_fast_sampler_and_half_precision(tmp_path):
+    flags = f"--sketch={SKETCH}", "--label=fish", "--num_samples=1", "--num_steps=3"
+    result = run(*flags, "--sampler=fast", "--dtype=bfloat16", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (line,) = read_lines(tmp_path / "out" / "results.jsonl")
+    assert (line["num_steps"], line["num_proposals"], line["dtype"]) == (3, 4, "bfloat16")
 
 
 def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
@@ -94,6 +105,9 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "batch": ([*good, "--batch_size=0"], "--batch_size=0"),
         "seed": ([*good, "--seed=-1"], "--seed=-1"),
         "divergence": ([*good, "--divergence=kl"], "jeffreys"),
+        "proposals": ([*good, "--num_proposals=0"], "--num_proposals=0: expected 1"),
+        "sampler": ([*good, "--sampler=faster"], "published|fast"),
+        "dtype": ([*good, "--dtype=float16"], "bfloat16"),
         "many steps": ([*good, "--num_steps=99999999999"], "--num_steps"),
         "one file": ([good[0], "--label=1", f"--model={tmp_path}/model"], "tokenizer_checkpoint"),
         "onto itself": (

@@ -31,6 +31,8 @@ def plan_of(num_sketches: int, seeds: list[int], **settings) -> dict:
     return {
         "model": "demo",
         "divergence": "jeffreys",
+        "num_proposals": 1,
+        "dtype": "float32",
         "settings": settings,
         "sketches": [
             {"path": f"drawings/{i}.png", "label": i, "class_name": name, "digest": "0"}
