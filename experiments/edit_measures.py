@@ -4,7 +4,7 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Float, UInt8
 
-from experiments.metrics import Figures, jackknife_error
+from experiments.metrics import jackknife_error
 
 
 def seam_steps(
@@ -52,15 +52,3 @@ def mean_colour_fill(
     mean = np.rint(images[:, ~mask].mean(axis=1)).astype(np.uint8)
     filled[:, mask] = mean[:, None]
     return filled
-
-
-def markdown_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]) -> str:
-    """The rows, values ± standard errors; `columns` gives each figure's title and digits."""
-    lines = [["pictures", *(title for title, _ in columns.values())], ["---"] * (1 + len(columns))]
-    for name, figures in rows.items():
-        cells = [
-            "-" if figures[column] is None else "{:.{d}f} ± {:.{d}f}".format(*figures[column], d=d)
-            for column, (_, d) in columns.items()
-        ]
-        lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -59,6 +59,7 @@ from experiments.metrics import (
     ssim,
 )
 from experiments.scenes import COLUMNS, Scenes, draw_scenes, measure_pictures, reference_features
+from experiments.tables import cell, markdown_table
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float
 from maskgit_jax.model import Model
@@ -163,14 +164,14 @@ def evaluate_scenes(
         for name, function in (("psnr", psnr), ("ssim", ssim))
     }
 
-    print(format_table(rows, COLUMNS))
+    print(markdown_table(rows, COLUMNS))
     print(
         f"n = {len(scenes.labels)} scenes, {len(reference)} reference photos; the Fréchet distance "
         "falls and precision and recall change as they grow. IoU, mIoU and edges count together "
         "with the others alone: a copied sketch scores high."
     )
     print(
-        f"tokenizer: PSNR {_cell(fidelity['psnr'], 2)} dB, SSIM {_cell(fidelity['ssim'], 3)}; "
+        f"tokenizer: PSNR {cell(fidelity['psnr'], 2)} dB, SSIM {cell(fidelity['ssim'], 3)}; "
         f"guided: lambda_s = {lambda_s:g}, {guided_flags.num_steps} steps, {_CONDITION.value}"
     )
     if folder is None:
@@ -245,7 +246,7 @@ def evaluate_drawings(
         return figures
 
     rows = {"unguided": measure(unguided), "guided": measure(guided)}
-    print(format_table(rows, _DRAWING_COLUMNS))
+    print(markdown_table(rows, _DRAWING_COLUMNS))
     print(f"n = {count} drawings, {_GUIDED_PER_DRAWING} guided samples of each")
     if folder is not None:
         # Evenly spread, so that the grid shows many classes.
@@ -288,20 +289,6 @@ def read_drawings(
     return images, np.array(labels, np.int32)
 
 
-def format_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]) -> str:
-    """The rows as a Markdown table with columns of equal width."""
-    lines = [["pictures", *(title for title, _ in columns.values())]]
-    for name, figures in rows.items():
-        cells = [_cell(figures[column], digits) for column, (_, digits) in columns.items()]
-        lines.append([name, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |"
-        for line in lines
-    )
-
-
 def summary(rows: dict[str, Figures]) -> list[dict[str, Any]]:
     """The table for evaluation.json; null where there is no figure."""
     return [{"pictures": name} | _entries(figures) for name, figures in rows.items()]
@@ -312,10 +299,6 @@ def _entries(figures: Figures) -> dict[str, Any]:
         name: None if figure is None else {"value": figure[0], "standard_error": figure[1]}
         for name, figure in figures.items()
     }
-
-
-def _cell(figure: tuple[float, float] | None, digits: int) -> str:
-    return "-" if figure is None else f"{figure[0]:.{digits}f} ± {figure[1]:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from experiments import cli, edit_flags
 from experiments.datasets import draw_pictures
 from experiments.demo_world import EVAL_SEED, load_demo_world_model
 from experiments.edit_measures import (
-    markdown_table,
     mean_colour_fill,
     ratio_and_error,
     seam,
@@ -38,6 +37,7 @@ from experiments.edit_picture import blend_radius, finish, prepare
 from experiments.edit_sampling import EditSettings, Growth, decode, encode, grow, remake
 from experiments.judge import load_judge, predict
 from experiments.metrics import Figures, mean_and_error
+from experiments.tables import markdown_table
 from maskgit_jax.editing import blend_weights
 from maskgit_jax.images import make_grid, save_png, to_float
 from maskgit_jax.model import Model

@@ -27,10 +27,10 @@ from experiments import cli, edit_flags
 from experiments.datasets import draw_pictures
 from experiments.demo_world import EVAL_SEED, load_demo_world_model
 from experiments.drawings import label_of_path
-from experiments.edit_measures import markdown_table
 from experiments.edit_sampling import EditSettings, decode, encode, random_mask, remake
 from experiments.image_sets import picture_files
 from experiments.metrics import Figures, mean_and_error, psnr
+from experiments.tables import markdown_table
 from experiments.tradeoff import check_matplotlib
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float

@@ -35,6 +35,7 @@ from experiments.steps_variants import (
     settled,
     stop_early,
 )
+from experiments.tables import cell
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
 from maskgit_jax.model import Model, with_class_token
@@ -183,8 +184,7 @@ def _table(done: dict[tuple[str, int], dict[str, Any]]) -> str:
     for line in done.values():
         cells = [line["name"], str(line["num_steps"]), f"{line['passes']:.0f}"]
         for name, (_, digits) in _COLUMNS.items():
-            value, error = line["figures"][name]
-            cells.append(f"{value:.{digits}f} ± {error:.{digits}f}")
+            cells.append(cell(line["figures"][name], digits))
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

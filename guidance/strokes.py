@@ -100,9 +100,7 @@ def superpixels(
         from skimage.filters import median
         from skimage.segmentation import slic
     except ImportError:
-        raise InputError(
-            "automatic strokes need scikit-image: pip install -e '.[edit]'"
-        ) from None
+        raise InputError("automatic strokes need scikit-image: pip install -e '.[edit]'") from None
     side = max(3, round(_SMOOTHING * min(image.shape[:2])))
     window = np.ones((side, side), bool)
     smooth = np.stack([median(channel, window) for channel in np.moveaxis(image, -1, 0)], axis=-1)

@@ -1,0 +1,220 @@
+"""Makes a painted stroke into a picture (MaskGIT-Edit).
+
+    python -m experiments.stroke --image=photo.png --label=house --stroke=paint.png --mask=mask.png
+    python -m experiments.stroke --image=photo.png --label=house --auto=counterfactual
+
+A stroke is the photo painted over, and a mask that is white where paint is; or one that is made
+from the photo: a superpixel in its mean colour (`--auto=inversion`) or in a random one
+(`counterfactual`). The label says what is to be seen.
+
+--method says how the stroke leads, --confidence how far. The default, `tilt`, goes evenly from a
+picture that does not know of the stroke (0) to the stroke itself (1); the others are there to be
+compared (docs/maskgit_edit.md). `learned` needs an --energy of experiments.tune_energy, `iterative`
+a --model of experiments.tune_iterative.
+
+Writes `original.png`, `stroke.png`, `mask.png`, the pictures, `grid.png` (the photo with the mask
+outlined, the stroke, the pictures) and `results.jsonl` (one line per picture); an earlier run's in
+the same folder are replaced. What is farther from the mask than a token's side comes back bit by
+bit.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float32, UInt8
+from tqdm import tqdm
+
+from experiments import cli
+from experiments.edit_picture import finish, outlined, prepare, read_mask, resize
+from experiments.edit_sampling import EditSettings, default_settings
+from experiments.sample_folder import check_not_replaced, write_samples
+from experiments.stroke_measures import colour_distance
+from experiments.stroke_sampling import CONFIDENT, follow_strokes, read_energy
+from guidance.maskgit_edit import METHODS
+from guidance.strokes import KINDS, Stroke, automatic_stroke
+from maskgit_jax.editing import fit_mask
+from maskgit_jax.errors import InputError
+from maskgit_jax.images import make_grid, read_image, save_png
+from maskgit_jax.labels import find_label
+from maskgit_jax.model import DTYPES, load_model, model_config
+
+_MOST_SAMPLES = 10_000
+_GRID_SIDE = 384
+_DEFAULT_CONFIDENCE = 0.7
+
+_IMAGE = flags.DEFINE_string("image", None, "Picture file.")
+_LABEL = flags.DEFINE_string("label", None, "Class to be seen: a name or a number.")
+_STROKE = flags.DEFINE_string("stroke", None, "The picture, painted over; of the same size.")
+_MASK = flags.DEFINE_string("mask", None, "White where paint is; of the same size.")
+_AUTO = flags.DEFINE_enum("auto", None, KINDS, "In place of both: a stroke made from the picture.")
+_METHOD = flags.DEFINE_enum("method", "tilt", METHODS, "How the stroke leads.")
+_CONFIDENCE = flags.DEFINE_float(
+    "confidence",
+    None,
+    f"How far the stroke is followed, 0 to 1; {_DEFAULT_CONFIDENCE} if not given.",
+)
+_ENERGY = flags.DEFINE_string("energy", None, "For learned: the energy.npy of tune_energy.")
+_MODEL = flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512 or a model's folder.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "What the transformer computes in.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Decoding steps.")
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the choice which ids to keep.")
+_SEED = flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Pictures to make.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Samples decoded together.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out", "Folder for the results.")
+
+
+def main() -> None:
+    """Makes pictures as the flags say."""
+    settings, confidence = read_settings()
+    # All that can be wrong is looked at before anything large is fetched or made.
+    if _IMAGE.value is None:
+        raise InputError("no --image: give the picture to edit, such as --image=photo.png")
+    if _LABEL.value is None:
+        raise InputError("--image without --label: say what is to be seen, such as --label=house")
+    config = model_config(_MODEL.value)
+    label = find_label(_LABEL.value, config.class_names)
+    energy = read_method(config.transformer.codebook_size)
+    image = read_image(_IMAGE.value)
+    stroke = read_stroke(image)
+    output_dir = cli.output_folder(_OUTPUT_DIR)
+    inputs = {"original.png": image, "stroke.png": stroke.painted}
+    inputs["mask.png"] = np.repeat(stroke.mask[..., None].astype(np.uint8) * 255, 3, axis=-1)
+    check_inputs_stay(output_dir, inputs)
+    model = load_model(_MODEL.value, dtype=_DTYPE.value)
+
+    picture = prepare(image, stroke.mask, config.tokenizer)
+    painted = prepare(stroke.painted, stroke.mask, config.tokenizer).square
+    record = {
+        **{flag.name: flag.value for flag in (_IMAGE, _STROKE, _MASK, _AUTO)},
+        "label": label,
+        "class_name": config.class_names[label],
+        "method": _METHOD.value,
+        "confidence": confidence if _METHOD.value in CONFIDENT else None,
+        "energy": _ENERGY.value,
+        **settings._asdict(),
+        **{flag.name: flag.value for flag in (_MODEL, _DTYPE, _SEED)},
+    }
+    pictures, lines = [], []
+    size = _BATCH_SIZE.value
+    for first in tqdm(range(0, _NUM_SAMPLES.value, size), desc="painting", unit="batch"):
+        indices = np.arange(first, min(first + size, _NUM_SAMPLES.value))
+        start = time.perf_counter()
+        samples = follow_strokes(
+            model,
+            *(np.repeat(x[None], len(indices), 0) for x in (picture.square, painted)),
+            np.repeat(picture.hidden[None], len(indices), 0),
+            np.full(len(indices), label),
+            settings,
+            method=_METHOD.value,
+            confidence=confidence,
+            energy=energy,
+            seed=_SEED.value,
+            indices=indices,
+        )
+        seconds = (time.perf_counter() - start) / len(indices)
+        for index, made in zip(indices.tolist(), samples.images, strict=True):
+            pictures.append(finish(picture, made))
+            distance = colour_distance(pictures[-1][None], stroke.painted[None], stroke.mask[None])
+            lines.append(
+                {
+                    "file": f"sample_{index:03d}.png",
+                    "index": index,
+                    "colour_distance": round(float(distance[0]), 6),
+                    "seconds_per_sample": round(seconds, 3),
+                    "includes_compilation": first == 0,
+                    **record,
+                }
+            )
+    write_samples(output_dir, pictures, lines, contact_sheet(image, stroke, pictures))
+    for name, shown in inputs.items():
+        save_png(output_dir / name, shown)
+    mean = np.mean([line["colour_distance"] for line in lines])
+    print(f"{len(lines)} pictures in {output_dir}, mean colour distance to the stroke {mean:.4f}")
+    print(f"look at {output_dir / 'grid.png'}")
+
+
+def read_settings() -> tuple[EditSettings, float]:
+    """The settings and the confidence that the flags say."""
+    for flag, most in ((_NUM_SAMPLES, _MOST_SAMPLES), (_NUM_STEPS, 100_000), (_BATCH_SIZE, 10_000)):
+        if flag.value is not None and not 1 <= flag.value <= most:
+            raise InputError(f"--{flag.name}={flag.value}: expected 1 to {most}")
+    if not 0 <= _SEED.value < 2**32:
+        raise InputError(f"--seed={_SEED.value}: expected 0 to {2**32 - 1}")
+    settings = default_settings(_MODEL.value)
+    if _NUM_STEPS.value is not None:
+        settings = settings._replace(num_steps=_NUM_STEPS.value)
+    if _TEMPERATURE.value is not None:
+        if not 0 <= _TEMPERATURE.value < math.inf:
+            raise InputError(f"--temperature={_TEMPERATURE.value:g}: expected 0 or more")
+        settings = settings._replace(temperature=_TEMPERATURE.value)
+    confidence = _DEFAULT_CONFIDENCE if _CONFIDENCE.value is None else _CONFIDENCE.value
+    if not 0 <= confidence <= 1:
+        raise InputError(f"--confidence={confidence:g}: expected 0 to 1")
+    if _CONFIDENCE.value is not None and _METHOD.value not in CONFIDENT:
+        raise InputError(
+            f"--confidence with --method={_METHOD.value}: only {', '.join(CONFIDENT)} have one"
+        )
+    return settings, confidence
+
+
+def read_method(codebook_size: int) -> Float32[np.ndarray, "K K"] | None:
+    """The energy of --energy; None for a method without a learned one."""
+    if (_METHOD.value == "learned") != (_ENERGY.value is not None):
+        raise InputError(
+            "--method=learned and --energy go together: give the energy.npy that "
+            "experiments.tune_energy writes"
+        )
+    return None if _ENERGY.value is None else read_energy(_ENERGY.value, codebook_size)
+
+
+def read_stroke(image: UInt8[np.ndarray, "h w 3"]) -> Stroke:
+    """The stroke of --stroke and --mask, or of --auto."""
+    given = [flag.name for flag in (_STROKE, _MASK, _AUTO) if flag.value is not None]
+    if given == ["auto"]:
+        return automatic_stroke(image, _AUTO.value, _SEED.value)
+    if given != ["stroke", "mask"]:
+        found = " and ".join(f"--{name}" for name in given) or "none"
+        raise InputError(f"expected --stroke and --mask, or --auto; found {found}")
+    height, width = image.shape[:2]
+    painted = read_image(_STROKE.value)
+    mask, stretched = read_mask(_MASK.value, height, width)
+    for flag, other_size in ((_STROKE, painted.shape != image.shape), (_MASK, stretched)):
+        if other_size:
+            raise InputError(
+                f"--{flag.name}={flag.value} is not of the picture's size, {width}x{height} pixels"
+            )
+    return Stroke(painted, mask)
+
+
+def check_inputs_stay(output_dir: Path, names: Sequence[str]) -> None:
+    """Raises InputError where the results would replace a file that a flag names."""
+    for flag in (_IMAGE, _STROKE, _MASK):
+        if flag.value is not None:
+            check_not_replaced(flag.name, flag.value, output_dir)
+            if Path(flag.value).resolve() in {(output_dir / name).resolve() for name in names}:
+                raise InputError(
+                    f"--{flag.name}={flag.value} would be overwritten: give another --output_dir"
+                )
+
+
+def contact_sheet(
+    image: UInt8[np.ndarray, "H W 3"],
+    stroke: Stroke,
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture with the mask outlined, the stroke, then the results; large ones shrunk."""
+    height, width = stroke.mask.shape
+    scale = min(1.0, _GRID_SIDE / max(height, width))
+    small = max(1, round(height * scale)), max(1, round(width * scale))
+    shown = [outlined(resize(image, *small), fit_mask(stroke.mask, *small))]
+    shown += [resize(picture, *small) for picture in (stroke.painted, *pictures)]
+    return make_grid(shown, scale=max(1, _GRID_SIDE // 2 // max(small)))
+
+
+if __name__ == "__main__":
+    cli.run(main)
