@@ -244,7 +244,7 @@ def sample(
         progress=progress,
         steps_per_call=steps_per_call,
     )
-    distances = token_distances(model, used_layers, guide, state.sampled, divergence)
+    distances = token_distances(model, used_layers, guide, state.sampled, divergence, kernel)
     batch, made = len(sketch_tokens), guide.region[:, 1:]
     means = jnp.mean(distances[:, 1:], axis=1, where=made)
     return Samples(state.sampled[:batch, 1:], means[:batch])
@@ -283,10 +283,12 @@ def token_distances(
     guide: Guide,
     tokens: Int[Array, "B S"],
     divergence: str = "jeffreys",
+    kernel: str = "jnp",
 ) -> Float[Array, "B S"]:
     """Each token's structure distance, of samples with nothing hidden."""
+    params = model.params_on_devices
     return _distances(
-        model.transformer, divergence, model.params_on_devices, used_layers, guide.target, tokens
+        model.transformer, divergence, kernel, params, used_layers, guide.target, tokens
     )
 
 
@@ -312,9 +314,11 @@ def _start(transformer, params, paper_ids, sketch_tokens, region, settings, keys
     return jax.vmap(each)(sketch_tokens, region, settings, keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _distances(transformer, divergence, params, used_layers, target, tokens):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _distances(transformer, divergence, kernel, params, used_layers, target, tokens):
     def each(target, tokens):
-        return structure_distance(transformer, params, tokens, target, used_layers, divergence)
+        return structure_distance(
+            transformer, params, tokens, target, used_layers, divergence, kernel
+        )
 
     return jax.vmap(each)(target, tokens)

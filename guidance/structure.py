@@ -282,8 +282,8 @@ def structure_remask(
 
         # One draw for all that is random; the loop's key goes on as if there had been none.
         draws = jax.random.uniform(
-            jax.random.fold_in(key, 0), (2, 2, *sampled.shape), minval=jnp.finfo(jnp.float32).tiny
-        )
+            jax.random.fold_in(key, 0), 4 * len(sampled), minval=jnp.finfo(jnp.float32).tiny
+        ).reshape(2, 2, -1)
         # The class token is no candidate for the confidence mask.
         regions = jnp.stack([region, region.at[0].set(False)])
         scores = jax.vmap(_rescale)(jnp.stack([-distance(sampled), confidence]), regions)

@@ -54,13 +54,13 @@ def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
     return layers | {name: tree for name, tree in params.items() if name != STACK}
 
 
-def _layers(transformer, params, attend):
-    """A scan's body over layers: `(x, (index, inputs of the layer)) -> (x, extra)`."""
+def _layers(transformer, params, attend, inputs=None):
+    """A scan's body over layers: `(x, index) -> (x, extra)`."""
     layer = TransformerLayer(transformer.config)
 
-    def body(x, scanned):
-        index, given = scanned
-        weights = jax.tree.map(lambda leaf: leaf[index], params[STACK])
+    def body(x, index):
+        # Not scanned over: a scan of some of the layers would copy their part of the arrays.
+        weights, given = jax.tree.map(operator.itemgetter(index), (params[STACK], inputs))
         return layer.apply({"params": weights}, x, True, functools.partial(attend, given))
 
     return body
@@ -92,12 +92,10 @@ def layer_extras(
     Returns:
       The extras along a leading axis of layers.
     """
-    body = _layers(transformer, params, attend)
-    scanned = (jnp.arange(num_layers), inputs)
-    below, last = (jax.tree.map(operator.itemgetter(part), scanned) for part in (slice(-1), -1))
-    x, extras = jax.lax.scan(body, _embed(transformer, params, ids), below)
+    body = _layers(transformer, params, attend, inputs)
+    x, extras = jax.lax.scan(body, _embed(transformer, params, ids), jnp.arange(num_layers - 1))
     # By itself, for the compiler to see that its output is not read.
-    _, extra = body(x, last)
+    _, extra = body(x, num_layers - 1)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), extras, extra)
 
 
@@ -115,7 +113,7 @@ def code_logits(
 
     body = _layers(transformer, params, attend)
     x = _embed(transformer, params, ids, guide_ids)
-    x, _ = jax.lax.scan(body, x, (jnp.arange(config.num_layers), None))
+    x, _ = jax.lax.scan(body, x, jnp.arange(config.num_layers))
     codes = slice(config.codebook_size)
     words = params["Embed_0"]["word_embeddings"]["embedding"][codes]
     head = params["MlmLayer_0"]
@@ -131,4 +129,7 @@ def attention_inputs(
     def attend(_, query, key, value):
         return softmax_attention(query, key, value), AttentionInputs(query, key)
 
-    return layer_extras(transformer, params, ids, attend, None, num_layers)
+    # In one scan, though what follows the last layer's keys is not read: `layer_extras` would hold
+    # all of them twice.
+    body = _layers(transformer, params, attend)
+    return jax.lax.scan(body, _embed(transformer, params, ids), jnp.arange(num_layers))[1]
