@@ -96,7 +96,7 @@ def _rows() -> list[Row]:
         Row("cosine", 16, settled(schedule="cosine")),
         Row("λ_s 1 → 0.5", 16, schedule_lambda(1.0, 0.5)),
         Row("best step", 16, best_seen),
-        Row(f"evolution of {POPULATION}", 4, evolve, 4 * POPULATION),
+        Row(f"evolution of {POPULATION}", 4, evolve, 3 * POPULATION),
         Row("stop when stable", 16, stop_early),
         Row("λ_s 0.5 → 1", 16, schedule_lambda(0.5, 1.0)),
     ]

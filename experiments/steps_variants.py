@@ -96,7 +96,7 @@ def best_seen(batch: Batch) -> Made:
     best, least = jnp.zeros_like(batch.tokens), jnp.full(len(batch.tokens), jnp.inf)
     for step in range(batch.num_steps):
         run.advance(step)
-        distance = jnp.mean(run.distances()[:, 1:], axis=1)
+        distance = jnp.mean(run.state.memory[0][:, 1:], axis=1)
         best = jnp.where((distance < least)[:, None], run.state.sampled, best)
         least = jnp.minimum(distance, least)
     return _made(best[:, 1:], batch.num_steps)
@@ -132,12 +132,13 @@ def evolve(batch: Batch) -> Made:
     run = _Run(_populated(batch))
     for step in range(batch.num_steps):
         run.advance(step)
-        run.state = _recombine(run.state, run.distances())
-    return _best_member(run, batch.num_steps)
+        run.state = _recombine(run.state)
+    return _made(run.state.sampled[::POPULATION, 1:], batch.num_steps)
 
 
 @jax.jit
-def _recombine(state: DecodeState, distances: Float[Array, "P S"]) -> DecodeState:
+def _recombine(state: DecodeState) -> DecodeState:
+    (distances,) = state.memory
     side = round((distances.shape[1] - 1) ** 0.5)
     maps = distances[:, 1:].reshape(-1, side, side)
     padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="edge")
@@ -172,23 +173,12 @@ class _Run:
             last_step=step + 1,
         )
 
-    def distances(self) -> Float[Array, "B S"]:
-        return masksketch.token_distances(
-            self.batch.model, self.used_layers, self.guide, self.state.sampled
-        )
-
 
 def _populated(batch: Batch) -> Batch:
     rows = jnp.repeat(jnp.arange(len(batch.tokens)), POPULATION)
     members = jnp.tile(jnp.arange(POPULATION), len(batch.tokens))
     indices = batch.indices[rows] * POPULATION + members
     return batch._replace(tokens=batch.tokens[rows], indices=indices)
-
-
-def _best_member(run: _Run, num_steps: int) -> Made:
-    distances = jnp.mean(run.distances()[:, 1:], axis=1).reshape(-1, POPULATION)
-    best = jnp.arange(len(distances)) * POPULATION + jnp.argmin(distances, axis=1)
-    return _made(run.state.sampled[best, 1:], num_steps)
 
 
 def _made(ids: Int[Array, "B N"], num_steps: int) -> Made:

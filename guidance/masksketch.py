@@ -106,7 +106,12 @@ def start(
     guide = make_guide(
         transformer, params, sketch_tokens, start_tokens, region, other_token, paper_ids, settings
     )
-    return guide, DecodeState(start_tokens, start_tokens, loop_key)
+    return guide, DecodeState(start_tokens, start_tokens, loop_key, no_distances(start_tokens))
+
+
+def no_distances(tokens: Tokens) -> tuple[Float[Array, "S"]]:
+    """What the loop remembers before it has seen a distance."""
+    return (jnp.zeros(tokens.shape, jnp.float32),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +144,7 @@ class MaskSketch:
         """See `sampling.Method`; `used_layers` as in `structure.structure_distance`."""
 
         def distance(ids):
-            return guide.token_weights * structure_distance(
+            return structure_distance(
                 transformer,
                 params,
                 ids,
@@ -158,6 +163,7 @@ class MaskSketch:
             distance,
             guide.num_hidden,
             guide.region,
+            guide.token_weights,
             guide.settings,
             num_steps=num_steps,
             schedule=self.schedule,
@@ -244,7 +250,7 @@ def sample(
         progress=progress,
         steps_per_call=steps_per_call,
     )
-    distances = token_distances(model, used_layers, guide, state.sampled, divergence, kernel)
+    (distances,) = state.memory
     batch, made = len(sketch_tokens), guide.region[:, 1:]
     means = jnp.mean(distances[:, 1:], axis=1, where=made)
     return Samples(state.sampled[:batch, 1:], means[:batch])

@@ -252,6 +252,7 @@ def structure_remask(
     distance: Callable[[Tokens], Float[Array, "S"]],
     num_hidden: Int[Array, ""],
     region: Bool[Array, "S"],
+    token_weights: Float[Array, "S"],
     settings: TracedSettings,
     *,
     num_steps: Int[Array, ""] | int,
@@ -261,18 +262,19 @@ def structure_remask(
 
     Of n = floor(rate · N₀) ids, floor(λ_s · n) of largest distance or floor((1 − λ_s) · n) of
     lowest confidence are hidden, whether or not they were hidden before. The rate falls from the
-    highest to the lowest mask rate.
+    highest to the lowest mask rate. What is remembered is the newest sample's distances.
 
     Args:
       distance: of sampled ids from the sketch, token by token.
       num_hidden: N₀, the number of ids hidden at the start.
       region: where ids may be hidden; the class token among them, which never is.
+      token_weights: of the distances, in [0, 1].
       settings: see `StructureSettings`.
       num_steps: T.
       schedule: how the rate falls, one of `schedules.SCHEDULE_NAMES`.
     """
 
-    def choose(step, sampled, logits, key):
+    def choose(step, sampled, distances, logits, key):
         probabilities = jax.nn.softmax(logits)
         confidence = jnp.take_along_axis(probabilities, sampled[:, None], axis=-1)[:, 0]
 
@@ -286,7 +288,8 @@ def structure_remask(
         ).reshape(2, 2, -1)
         # The class token is no candidate for the confidence mask.
         regions = jnp.stack([region, region.at[0].set(False)])
-        scores = jax.vmap(_rescale)(jnp.stack([-distance(sampled), confidence]), regions)
+        scores = jnp.stack([-token_weights * distances, confidence])
+        scores = jax.vmap(_rescale)(scores, regions)
         shares = jnp.stack([settings.structure_share, settings.realism_share])
         temperatures = jnp.stack([settings.structure_temperature, settings.confidence_temperature])
         # Gumbel noise, as `jax.random.gumbel` makes it.
@@ -295,15 +298,9 @@ def structure_remask(
         hide = jax.vmap(mark_lowest)(scores, counts, draws[1])
         return jnp.any(hide, axis=0).at[0].set(False)
 
-    def remask(step, ids, sampled, logits, key):
-        # After the last step nothing is drawn again: a pass less.
-        hide = jax.lax.cond(
-            step + 1 < num_steps,
-            choose,
-            lambda *_: jnp.zeros(ids.shape, bool),
-            *(step, sampled, logits, key),
-        )
-        return hide, key
+    def remask(step, ids, sampled, logits, key, _):
+        distances = distance(sampled)
+        return choose(step, sampled, distances, logits, key), key, distances
 
     return remask
 

@@ -167,7 +167,8 @@ def test_masksketch_decoding(model, case):
         method = masksketch.MaskSketch("cross_entropy", SCHEDULES[params["schedule"]])
         used_layers = guide.target.layer_weights > 0
         predict, remask, draw = method(*modules, used_layers, guide, num_steps)
-        state = decoding.DecodeState(start, start, key)
+        memory = masksketch.no_distances(start)
+        state = decoding.DecodeState(start, start, key, memory)
         return decoding.decode(predict, remask, state, 0, num_steps, draw)
 
     state = run(structure.traced(settings), jax.random.PRNGKey(params["prng_key_seed"]))

@@ -74,23 +74,24 @@ def remask_once(tiny):
     modules = tiny.transformer, tiny.transformer_params
 
     @jax.jit
-    def hide_and_distance(knobs, step, num_steps, sampled, region, key):
+    def hide_and_distance(knobs, step, num_steps, sampled, region, token_weights, key):
         target = structure.Target(attention_inputs(*modules, SKETCH, 3), knobs.layer_weights)
         distance = functools.partial(
             structure.structure_distance, *modules, target=target, used_layers=jnp.ones(3, bool)
         )
         remask = structure.structure_remask(
-            distance, jnp.int32(16), region, knobs, num_steps=num_steps
+            distance, jnp.int32(16), region, token_weights, knobs, num_steps=num_steps
         )
-        hide, _ = remask(step, sampled, sampled, LOGITS, key)
-        return hide, distance(sampled)
+        hide, _, distances = remask(step, sampled, sampled, LOGITS, key, None)
+        return hide, distances
 
-    def call(*, step=0, num_steps=10, sampled=None, region=None, key=0, **overrides):
+    def call(*, step=0, sampled=None, region=None, token_weights=None, key=0, **overrides):
         sampled = jnp.array([24, *range(8, 24)]) if sampled is None else sampled
         region = jnp.ones(17, bool) if region is None else region
+        token_weights = jnp.ones(17) if token_weights is None else token_weights
         knobs = StructureSettings(layer_weights=jnp.ones(3))._replace(**overrides)
         hide, distance = hide_and_distance(
-            structure.traced(knobs), step, num_steps, sampled, region, jax.random.key(key)
+            structure.traced(knobs), step, 10, sampled, region, token_weights, jax.random.key(key)
         )
         confidence = softmax64(LOGITS)[np.arange(1, 17), sampled[1:]]
         return np.asarray(hide), np.asarray(distance), confidence
@@ -120,11 +121,15 @@ def test_all_realism_hides_the_lowest_confidences(remask_once):
     assert set(np.flatnonzero(hide)) == set(1 + np.argsort(confidence)[:8])
 
 
-def test_after_the_last_step_nothing_is_hidden(remask_once):
-    assert remask_once(step=8)[0].sum() >= 5 and remask_once(step=9)[0].sum() == 0
+def test_token_weights_scale_the_distances(remask_once):
+    weights = np.where(np.arange(17) % 2, 1.0, 0.3).astype(np.float32)
+    hide, distance, _ = remask_once(
+        lambda_s=1.0, max_mask_rate=0.5, min_mask_rate=0.5, token_weights=jnp.asarray(weights)
+    )
+    assert set(np.flatnonzero(hide)) == set(np.argsort(-weights * distance)[:8]) - {0}
 
 
-@pytest.mark.parametrize("step", range(9))
+@pytest.mark.parametrize("step", range(10))
 def test_counts_fall_linearly_and_split_by_lambda(remask_once, step):
     rate = 0.35 + (1 - (step + 1) / 10) * (0.95 - 0.35)
     n = int(16 * np.float32(rate))
