@@ -23,13 +23,13 @@ from guidance.structure import (
     traced,
 )
 from maskgit_jax import schedules
-from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens
+from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, sample_key
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import attention_inputs
 from maskgit_jax.maskgit import maskgit_predict
 from maskgit_jax.model import Model
-from maskgit_jax.sampling import decode_batch, sample_keys
+from maskgit_jax.sampling import decode_batch
 from maskgit_jax.transformer import Transformer
 
 
@@ -250,10 +250,13 @@ def sample(
         progress=progress,
         steps_per_call=steps_per_call,
     )
-    (distances,) = state.memory
-    batch, made = len(sketch_tokens), guide.region[:, 1:]
-    means = jnp.mean(distances[:, 1:], axis=1, where=made)
-    return Samples(state.sampled[:batch, 1:], means[:batch])
+    # In NumPy: nothing is compiled for so little.
+    batch = len(sketch_tokens)
+    ids, distances, made = (
+        np.asarray(x)[:batch, 1:] for x in (state.sampled, *state.memory, guide.region)
+    )
+    means = np.mean(distances, axis=1, where=made)
+    return Samples(jnp.asarray(ids), jnp.asarray(means))
 
 
 def begin(
@@ -273,14 +276,15 @@ def begin(
     """
     batch, length = sketch_tokens.shape
     if region is None:
-        region = jnp.ones((batch, length - 1), bool)
-    region = jnp.concatenate([jnp.ones((batch, 1), bool), region], axis=1)
-    inputs = (sketch_tokens, region, _per_sample(settings, batch), sample_keys(seed, indices))
+        region = np.ones((batch, length - 1), bool)
+    region = np.concatenate([np.ones((batch, 1), bool), region], axis=1)
+    seeds = np.broadcast_to(np.asarray(seed, np.uint32), batch)
+    inputs = (sketch_tokens, region, _per_sample(settings, batch), seeds, np.asarray(indices))
     shared = model.params_on_devices, copy_to_devices(_paper_ids(model))
     guide, state = _start(model.transformer, *shared, *spread_over_devices(inputs))
     weights = np.shape(settings.layer_weights)[-1]
     used_layers = np.any(np.reshape(settings.layer_weights, (-1, weights)), axis=0)
-    return copy_to_devices(jnp.asarray(used_layers)), guide, state
+    return copy_to_devices(used_layers), guide, state
 
 
 def token_distances(
@@ -307,17 +311,21 @@ def _paper_ids(model: Model) -> Int[Array, "N"]:
 def _per_sample(settings: StructureSettings, batch: int) -> TracedSettings:
     """Gives every setting a leading axis of samples."""
 
-    def spread(name: str, value: Float[Array, "..."]) -> Float[Array, "B *_"]:
+    def spread(name: str, value: Float[Array, "..."]) -> Float[np.ndarray, "B *_"]:
         own_axes = 1 if name == "layer_weights" else 0
-        return value if value.ndim > own_axes else jnp.broadcast_to(value, (batch, *value.shape))
+        value = np.asarray(value)
+        return value if value.ndim > own_axes else np.broadcast_to(value, (batch, *value.shape))
 
     return TracedSettings(*map(spread, TracedSettings._fields, traced(settings)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _start(transformer, params, paper_ids, sketch_tokens, region, settings, keys):
-    each = functools.partial(start, transformer, params, paper_ids)
-    return jax.vmap(each)(sketch_tokens, region, settings, keys)
+def _start(transformer, params, paper_ids, sketch_tokens, region, settings, seeds, indices):
+    def each(sketch_tokens, region, settings, seed, index):
+        key = sample_key(seed, index)
+        return start(transformer, params, paper_ids, sketch_tokens, region, settings, key)
+
+    return jax.vmap(each)(sketch_tokens, region, settings, seeds, indices)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -65,11 +65,11 @@ def attend_and_compare(
     target_key: Float[Array, "S H d"],
     *,
     divergence: str = "jeffreys",
-    block_size: int = 256,
+    block_size: int = 128,
 ) -> tuple[Float[Array, "S H d"], Float[Array, "H S"]]:
     """Attention of the sampled ids' pass, and how far its map is from the target's.
 
-    Logits, softmaxes and sums are float32 whatever the inputs are. Above 2 · `block_size` keys the
+    Logits, softmaxes and sums are float32 whatever the inputs are. Above 4 · `block_size` keys the
     memory is O(S · block_size).
 
     Args:
@@ -79,7 +79,7 @@ def attend_and_compare(
       target_query: of the sketch's ids, divided by √(head width).
       target_key: of the sketch's ids.
       divergence: `jeffreys`, or `cross_entropy`, −Σ_j (p_j log q_j + q_j log p_j).
-      block_size: largest number of keys at a time in the long form.
+      block_size: largest number of keys at a time in the long form; 128 fit the caches of CPUs.
 
     Returns:
       The attention output, in the value's type, and the divergence of each row of each head's map,
@@ -90,7 +90,7 @@ def attend_and_compare(
     query, key, value, target_query, target_key = (
         jnp.swapaxes(x, 0, 1) for x in (query, key, value, target_query, target_key)
     )
-    if length <= 2 * block_size:
+    if length <= 4 * block_size:
         target, sampled = logits(target_query, target_key), logits(query, key)
         attention, distance = _compare_whole(target, sampled, value, divergence)
     else:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -15,7 +16,7 @@ def spread_over_devices(tree: Any) -> Any:
     of the result.
     """
 
-    def place(x: Array) -> Array:
+    def place(x: Array | np.ndarray) -> Array:
         missing = -len(x) % len(jax.local_devices())
         x = jnp.concatenate([x, *[x[-1:]] * missing]) if missing else x
         return jax.device_put(x, _sharding("samples"))
