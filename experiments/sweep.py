@@ -181,7 +181,8 @@ def _print_plan(
     # Batches are filled up.
     steps = sum(batch[0].setting["num_steps"] for batch in batches) * max(map(len, batches))
     rate = _EFFICIENCY * _matrix_product_rate() * devices
-    seconds = operations_per_step(config.transformer) * num_candidates * steps / rate
+    operations = operations_per_step(config.transformer, plan.choices.num_proposals)
+    seconds = operations * num_candidates * steps / rate
     print(f"about {format_seconds(seconds)} and the compilation; the bar knows better as it goes")
 
 

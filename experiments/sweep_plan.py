@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from experiments.benchmark_cost import head_operations, layer_operations
 from experiments.drawings import Drawing
 from experiments.guidance_flags import Choices, Setting, combinations
 from maskgit_jax.config import TransformerConfig
@@ -114,12 +115,14 @@ def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str | N
     return None
 
 
-def operations_per_step(config: TransformerConfig) -> float:
-    """About how many floating-point operations a decoding step of a sample takes: three passes."""
-    width, length = config.hidden_size, config.sequence_length
-    layer = 4 * width**2 + 2 * width * config.intermediate_size + 2 * length * width
-    output = width * (width + config.codebook_size)
-    return 3.0 * 2 * length * (config.num_layers * layer + output)
+def operations_per_step(config: TransformerConfig, num_proposals: int) -> float:
+    """About how many floating-point operations a decoding step of a sample takes.
+
+    Two passes for the logits, one for the structure and, of several proposals, one for each.
+    """
+    passes = 3 if num_proposals == 1 else 3 + num_proposals
+    layers = config.num_layers * layer_operations(config)
+    return float(passes * (layers + head_operations(config, config.codebook_size)))
 
 
 def _flatten(record: dict[str, Any]) -> dict[str, Any]:
