@@ -134,7 +134,8 @@ def test_quick_start(run):
         f"for control, value in ({there}, {back}):\n"
         "    control.value = value\n"
         "    sheets.append(sheet.value.hex())\n"
-        "findings = {'sheets': sheets, 'compilations': masksketch._advance._cache_size()}",
+        "from maskgit_jax import sampling\n"
+        "findings = {'sheets': sheets, 'compilations': sampling._advance._cache_size()}",
     )
     shown = pictures(notebook)
     # A cell is 48 pixels in a frame of one, with gaps of two.
@@ -196,7 +197,8 @@ def test_imagenet(run):
         "MODEL, LABEL, LAYERS, NUM_STEPS, NUM_PICTURES = 'demo', 'ball', 'all', 2, 2",
         "findings = {'pictures': np.array(pictures).tolist(), 'label': label}\n"
         "findings |= {'settings': settings._replace(layer_weights=None)}\n"
-        "findings |= {'compilations': masksketch._advance._cache_size()}",
+        "from maskgit_jax import sampling\n"
+        "findings |= {'compilations': sampling._advance._cache_size()}",
     )
     # λ_s, guidance, mask rates, temperatures, paper weight: as released.
     assert findings["settings"] == [None, 0.9, 0.6, 0.95, 0.35, 0, 0, 1]

@@ -208,7 +208,7 @@ import jax, numpy as np, optax
 from experiments import training_loop
 from maskgit_jax import training
 from maskgit_jax.errors import InputError
-from tests.conftest import make_model
+from tests.conftest import make_model, released
 
 model = make_model(dropout_rate=0.2)
 optimizer = training.make_optimizer(1e-2, 100, 1, 1e-3)
