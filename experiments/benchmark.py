@@ -5,8 +5,8 @@
 Each variant (`ours`, and `plain`, see `benchmark_plain`) runs in a fresh process, and so does the
 measurement of the machine's matrix products; they take turns, so what else the machine does hits
 all alike. Figures are medians of --repeats turns, ratios those of neighbours in time. Compilation
-is the first call less a later one. Peak memory is what a run takes above what was held before it,
-the weights among it. Turn k decodes with seed k, and the variants' tokens are compared.
+is what JAX reports of it in the first call. Peak memory is what a run takes above what was held
+before it, the weights among it. Turn k decodes with seed k, and the variants' tokens are compared.
 
     --task=score       the structure score of given ids alone, sketch's attention included
     --task=cost        no measurement: the cost model's tables
