@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from guidance import classifier_free
 from guidance.classifier_free import classifier_free_predict, other_class_token
@@ -39,6 +40,7 @@ def test_guided_logits_are_the_formula(tiny):
         np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_any_sampler_is_guided_sample_by_sample(tiny):
     tokens = with_class_token(tiny.config, jnp.arange(8) % 5, jnp.full((8, 16), -1))
     settings = {"num_steps": 4, "sampler": Halton(), "seed": 3}

@@ -85,6 +85,7 @@ def test_confidence_decides_when_temperature_is_zero():
     assert probabilities[hidden].max() <= probabilities[~hidden].min()
 
 
+@pytest.mark.slow
 def test_nothing_changes_where_nothing_is_hidden():
     tokens = [24, *range(16)]
     for seed in range(5):

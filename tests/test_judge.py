@@ -169,6 +169,7 @@ def test_judge_loss_is_the_cross_entropy_of_parts_and_class(monkeypatch, scenes)
     assert float(metrics["accuracy"]) == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_empty_pictures_have_neither_parts_nor_class(monkeypatch, scenes):
     photos, parts, labels = (array[:3] for array in scenes)
     monkeypatch.setattr(judge_training, "_EMPTY_SHARE", 1.0)

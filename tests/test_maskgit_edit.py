@@ -138,6 +138,7 @@ def test_tilt_does_not_see_an_offset_of_the_logits_but_self_guidance_does(codebo
     assert np.abs(theirs[0] - theirs[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_one_step_of_context_guidance(tiny, scene):
     tokens, guide_ids = scene
     num_steps, step, key = 6, 2, jax.random.PRNGKey(5)
@@ -195,6 +196,7 @@ def batch(tiny):
     return tokens, rng.integers(CODES, size=(3, IDS)).astype(np.int32)
 
 
+@pytest.mark.slow
 def test_the_knob_goes_from_unguided_ids_to_the_guides(tiny, batch):
     tokens, guide_ids = batch
     plain = sampling.sample(tiny, tokens, num_steps=4, seed=3, indices=jnp.arange(3))

@@ -61,6 +61,7 @@ def test_equal_sketches_with_other_indices_give_other_samples(tiny):
     assert len({tuple(row.tolist()) for row in ids}) == 8
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_settings(tiny):
     draw(tiny)
     functions = masksketch._start, sampling._advance, masksketch._distances
@@ -76,6 +77,7 @@ def test_one_compilation_serves_all_settings(tiny):
     assert len({tuple(r.ids.ravel().tolist()) for r in results}) == 5
 
 
+@pytest.mark.slow
 def test_without_guidance_the_other_class_is_not_computed(tiny):
     """The same tokens as with a scale of 0 beside one that is not."""
     scales = np.float32([0.0, 2.0] * 4)

@@ -119,6 +119,7 @@ def test_not_a_number_is_found(folder):
     assert "mlm_ln/scale" in message and "NaN" in message
 
 
+@pytest.mark.slow
 def test_ids_are_the_nearest_codes():
     model = load_model(GOLDEN)
     size = model.config.tokenizer.image_size

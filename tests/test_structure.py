@@ -38,6 +38,7 @@ def test_structure_distance_averages_heads_and_weighs_layers():
     np.testing.assert_allclose(weights @ distances / 4, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_structure_distance_weighs_the_layers_of_one_pass(tiny):
     modules = tiny.transformer, tiny.transformer_params
     ids = jnp.array([24, *range(8, 24)])

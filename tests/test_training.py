@@ -41,6 +41,7 @@ def test_masked_loss_is_the_smoothed_cross_entropy_of_hidden_ids(tiny):
     np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_tokenizer_loss_terms(tiny):
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
     params = tiny.tokenizer_params

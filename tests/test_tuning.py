@@ -82,6 +82,7 @@ def own_guides(tiny):
     )
 
 
+@pytest.mark.slow
 def test_own_guides_are_what_the_model_is_less_sure_of(stroked, apply, own_guides):
     hidden = maskgit_edit_training.hide_strokes(*stroked)
     # Without noise in the choice, sure and unsure samples are apart.
@@ -99,6 +100,7 @@ def test_own_guides_are_what_the_model_is_less_sure_of(stroked, apply, own_guide
         assert of_row[filled_in].max() <= of_row[is_hidden[row]].min()
 
 
+@pytest.mark.slow
 def test_iterative_loss_counts_what_is_hidden_and_guided(tiny, stroked, apply, own_guides):
     tokens, stroke_ids = stroked
     key = jax.random.key(3)
