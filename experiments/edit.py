@@ -14,7 +14,6 @@ picture); an earlier run's in the same folder are replaced.
 Pictures of any size: what is farther from the mask than a token's side comes back bit by bit.
 """
 
-import math
 import re
 import sys
 import time
@@ -32,7 +31,7 @@ from experiments.edit_sampling import (
     SIDES,
     EditSettings,
     Growth,
-    default_settings,
+    chosen_settings,
     follow_sketch,
     grow,
     remake,
@@ -230,14 +229,8 @@ def read_sketch(height: int, width: int) -> UInt8[np.ndarray, "_ _ 3"] | None:
 
 def read_settings(guided: GuidanceFlags) -> EditSettings:
     """The settings where no sketch guides."""
-    settings = default_settings(flags.FLAGS.model)
-    if flags.FLAGS.num_steps is not None:
-        settings = settings._replace(num_steps=guided.num_steps)
-    if _TEMPERATURE.value is not None:
-        if not 0 <= _TEMPERATURE.value < math.inf:
-            raise InputError(f"--temperature={_TEMPERATURE.value:g}: expected 0 or more")
-        settings = settings._replace(temperature=_TEMPERATURE.value)
-    return settings
+    num_steps = None if flags.FLAGS.num_steps is None else guided.num_steps
+    return chosen_settings(flags.FLAGS.model, num_steps, _TEMPERATURE.value)
 
 
 def edit(

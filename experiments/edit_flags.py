@@ -1,11 +1,10 @@
 """The flags that the measurements of editing share."""
 
-import math
 from typing import Any
 
 from absl import flags
 
-from experiments.edit_sampling import EditSettings, default_settings
+from experiments.edit_sampling import EditSettings, chosen_settings
 from maskgit_jax.errors import InputError
 
 flags.DEFINE_string("model", "demo", "demo, or the folder of a model of the demo world.")
@@ -28,12 +27,6 @@ def read() -> tuple[EditSettings, dict[str, Any]]:
             raise InputError(f"--{name}={given[name].value}: expected {least} or more")
     if not 0 <= given.seed < 2**32:
         raise InputError(f"--seed={given.seed}: expected 0 to {2**32 - 1}")
-    settings = default_settings(given.model)
-    if given.num_steps is not None:
-        settings = settings._replace(num_steps=given.num_steps)
-    if given.temperature is not None:
-        if not 0 <= given.temperature < math.inf:
-            raise InputError(f"--temperature={given.temperature:g}: expected 0 or more")
-        settings = settings._replace(temperature=given.temperature)
+    settings = chosen_settings(given.model, given.num_steps, given.temperature)
     record = {name: given[name].value for name in ("model", "num_images", "seed")}
     return settings, record | settings._asdict()

@@ -4,6 +4,7 @@ No flags are defined here.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from maskgit_jax import sampling
 from maskgit_jax.config import TokenizerConfig
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.editing import blend, blend_weights, latent_mask, plan_windows
+from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.maskgit import MaskGit
 from maskgit_jax.model import Model, with_class_token
@@ -55,6 +57,24 @@ def default_settings(model_name: str) -> EditSettings:
     """The published settings for the ImageNet models, what suits the demo model for others."""
     published = {"imagenet256": EditSettings(8, 4.5), "imagenet512": EditSettings(12, 4.5)}
     return published.get(model_name, EditSettings(12, 30.0))
+
+
+def chosen_settings(
+    model_name: str, num_steps: int | None, temperature: float | None
+) -> EditSettings:
+    """A model's default settings, with what flags say in place of them.
+
+    Raises:
+      InputError: the temperature is no number from 0 up.
+    """
+    settings = default_settings(model_name)
+    if num_steps is not None:
+        settings = settings._replace(num_steps=num_steps)
+    if temperature is not None:
+        if not 0 <= temperature < math.inf:
+            raise InputError(f"--temperature={temperature:g}: expected 0 or more")
+        settings = settings._replace(temperature=temperature)
+    return settings
 
 
 def encode(model: Model, squares: Squares) -> Int[np.ndarray, "b N"]:

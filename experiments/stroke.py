@@ -18,7 +18,6 @@ the same folder are replaced. What is farther from the mask than a token's side 
 bit.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.edit_picture import finish, outlined, prepare, read_mask, resize
-from experiments.edit_sampling import EditSettings, default_settings
+from experiments.edit_sampling import EditSettings, chosen_settings
 from experiments.sample_folder import check_not_replaced, write_samples
 from experiments.stroke_measures import colour_distance
 from experiments.stroke_sampling import CONFIDENT, follow_strokes, read_energy
@@ -145,13 +144,7 @@ def read_settings() -> tuple[EditSettings, float]:
             raise InputError(f"--{flag.name}={flag.value}: expected 1 to {most}")
     if not 0 <= _SEED.value < 2**32:
         raise InputError(f"--seed={_SEED.value}: expected 0 to {2**32 - 1}")
-    settings = default_settings(_MODEL.value)
-    if _NUM_STEPS.value is not None:
-        settings = settings._replace(num_steps=_NUM_STEPS.value)
-    if _TEMPERATURE.value is not None:
-        if not 0 <= _TEMPERATURE.value < math.inf:
-            raise InputError(f"--temperature={_TEMPERATURE.value:g}: expected 0 or more")
-        settings = settings._replace(temperature=_TEMPERATURE.value)
+    settings = chosen_settings(_MODEL.value, _NUM_STEPS.value, _TEMPERATURE.value)
     confidence = _DEFAULT_CONFIDENCE if _CONFIDENCE.value is None else _CONFIDENCE.value
     if not 0 <= confidence <= 1:
         raise InputError(f"--confidence={confidence:g}: expected 0 to 1")
