@@ -64,9 +64,10 @@ def step_operations(
 ) -> Parts:
     """Of one step of one sample.
 
-    The structure pass stops at the queries and keys of the highest of `layers`; the plain variant
-    asks for all, and the compiler drops what nothing needs. Attention has made the sample's maps
-    in all layers but the highest. Ours makes the sketch's anew, the plain variant holds them.
+    The plain variant's structure pass asks for all layers, and the compiler drops what follows the
+    queries and keys of the highest of `layers`; ours loops over alike rounds, and leaves out the
+    highest one's MLP. Attention makes the sample's maps but those of the plain variant's highest
+    layer. Ours makes the sketch's anew, the plain variant holds them.
 
     Args:
       config: the transformer's.
@@ -79,9 +80,11 @@ def step_operations(
     columns = config.vocabulary_size if plain else config.codebook_size
     passes = 2 if plain or guided else 1
     queries_and_keys = 4 * config.sequence_length * config.hidden_size**2
+    # Of a single round the compiler makes no loop, and drops what nothing needs.
+    last = queries_and_keys if plain or not highest else 2 * queries_and_keys + one_map
     return {
         "logits": passes * (config.num_layers * layer + head_operations(config, columns)),
-        "structure pass": highest * layer + queries_and_keys,
+        "structure pass": highest * layer + last,
         "comparison": one_map * (1 if plain else 1 + len(layers)),
     }
 

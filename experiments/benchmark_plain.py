@@ -139,10 +139,11 @@ class PlainSampler:
         config = self.transformer.config
 
         def one(tokens, key):
-            other_key, hide_key, loop_key = jax.random.split(key, 3)
-            other_token = other_class_token(other_key, tokens[0], Transformer(config))
+            loop_key, start_key = jax.random.split(key)
+            draws = jax.random.uniform(start_key, tokens.shape)
+            other_token = other_class_token(draws[0], tokens[0], Transformer(config))
             everywhere = jnp.ones(tokens.shape, bool)
-            start_tokens = hide_start(tokens, everywhere, self.max_mask_rate, hide_key)
+            start_tokens = hide_start(tokens, everywhere, self.max_mask_rate, draws)
             num_hidden = jnp.sum(start_tokens == MASK_ID)
             guide = PlainGuide(self._maps(params, tokens), other_token, num_hidden)
             return guide, DecodeState(start_tokens, start_tokens, loop_key)
@@ -199,15 +200,13 @@ class PlainSampler:
         falling = schedules.mask_ratio("linear", (step + 1.0) / self.num_steps, num_hidden)
         rate = self.min_mask_rate + falling * (self.max_mask_rate - self.min_mask_rate)
         count = jnp.floor(num_hidden * rate)
-        tiny = jnp.finfo(jnp.float32).tiny
-        draws = jax.random.uniform(jax.random.fold_in(key, 0), 4 * len(sampled), minval=tiny)
-        draws = draws.reshape(2, 2, -1)
+        noise = jax.random.gumbel(jax.random.fold_in(key, 2), 2 * len(sampled)).reshape(2, -1)
         hide = jnp.zeros(sampled.shape, bool)
-        for scores, share, temperature, noise in (
-            (_rescale(-distance), self.lambda_s, self.structure_temperature, draws[0, 0]),
-            (confidence, 1 - self.lambda_s, self.confidence_temperature, draws[0, 1]),
+        for scores, share, temperature, one in (
+            (_rescale(-distance), self.lambda_s, self.structure_temperature, noise[0]),
+            (confidence, 1 - self.lambda_s, self.confidence_temperature, noise[1]),
         ):
-            noisy = scores - temperature * jnp.log(-jnp.log(noise))
+            noisy = scores + temperature * one
             # Of equal scores at the border, none: ours takes some at random.
             border = jnp.sort(noisy)[jnp.floor(count * share).astype(jnp.int32)]
             hide |= noisy < border

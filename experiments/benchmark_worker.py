@@ -50,7 +50,6 @@ TASKS = ("decode", "score")
 RATE = "rate"
 
 _CLEAR = Path("/proc/self/clear_refs")
-_M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
 class Job(NamedTuple):
@@ -100,7 +99,9 @@ class NoTokenizer(Model):
 
     def encode(self, images: Float[Array, "b H W 3"]) -> Int[Array, "b N"]:
         """Ids that no sketch has: none of it is blank paper."""
-        return jnp.full((len(images), self.config.transformer.sequence_length - 1), -1)
+        return jnp.asarray(
+            np.full((len(images), self.config.transformer.sequence_length - 1), -1, np.int32)
+        )
 
 
 def serve(connection: Connection, job: Job) -> None:
@@ -109,7 +110,8 @@ def serve(connection: Connection, job: Job) -> None:
     # Two variants share an accelerator: none may take all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax.config.update("jax_enable_compilation_cache", False)
-    give_back_memory()
+    # What was asked for before would still be running while the next function is compiled.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     runner = None
     while (question := connection.recv()) is not None:
         name, *arguments = question
@@ -224,6 +226,8 @@ class _Variant:
         strays = np.random.default_rng(seed).random(self.sketch.shape) < 0.5
         tokens = jnp.where(strays, self.other, self.sketch)
         target = jax.block_until_ready(self.targets())
+        # The first one gets its memory from the system, page by page.
+        jax.block_until_ready(self.distance(target, tokens))
         start = time.perf_counter()
         distances = np.asarray(self.distance(target, tokens))
         return distances, time.perf_counter() - start
@@ -405,16 +409,6 @@ def _peak_method() -> str:
     return "the process's largest resident memory since it began, compilation included"
 
 
-def give_back_memory() -> None:
-    """Makes freed memory go back to the system at once, or it would hide what a run takes.
-
-    The C library does so by itself for arrays above 32 MiB; here for all above 1 MiB.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if _CLEAR.exists() else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**20)
-
-
 def reset_peak() -> int:
     """Bytes held now; forgets the largest number so far where the system can."""
     gc.collect()
@@ -423,6 +417,10 @@ def reset_peak() -> int:
         return stats["bytes_in_use"]
     if not _CLEAR.exists():
         return 0
+    # Freed memory that the C library keeps would hide what a run takes.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     _CLEAR.write_text("5")
     return _status("VmRSS")
 

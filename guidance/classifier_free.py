@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from maskgit_jax import sampling
 from maskgit_jax.decoding import Predict
@@ -17,12 +17,12 @@ _OTHER_CLASS = 3  # folded into a sample's key; samplers have 0 to 2
 
 
 def other_class_token(
-    key: Key[Array, ""], class_token: Int[Array, ""], transformer: Transformer
-) -> Int[Array, ""]:
-    """The token of a class drawn evenly from all but the wanted one; the same if it is alone."""
+    draw: Float[Array, "*b"], class_token: Int[Array, ""], transformer: Transformer
+) -> Int[Array, "*b"]:
+    """The token of any class but the wanted one, even over draws in [0, 1); the same if alone."""
     config = transformer.config
     label = class_token - config.codebook_size
-    shift = jax.random.randint(key, (), 1, max(config.num_classes, 2))
+    shift = 1 + jnp.floor(draw * (config.num_classes - 1)).astype(jnp.int32)
     return config.codebook_size + (label + shift) % config.num_classes
 
 
@@ -75,8 +75,8 @@ def sample(
         return sampling.sample(model, tokens, seed=seed, indices=indices, **settings)
 
     def other(key, class_token):
-        key = jax.random.fold_in(key, _OTHER_CLASS)
-        return other_class_token(key, class_token, model.transformer)
+        draw = jax.random.uniform(jax.random.fold_in(key, _OTHER_CLASS))
+        return other_class_token(draw, class_token, model.transformer)
 
     other_tokens = jax.vmap(other)(sampling.sample_keys(seed, indices), tokens[:, 0])
     scales = jnp.broadcast_to(jnp.float32(guidance_scale), len(tokens))

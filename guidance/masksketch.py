@@ -100,9 +100,11 @@ def start(
       settings: the knobs.
       key: the sample's key; nothing else is random.
     """
-    other_key, hide_key, loop_key = jax.random.split(key, 3)
-    other_token = other_class_token(other_key, sketch_tokens[0], transformer)
-    start_tokens = hide_start(sketch_tokens, region, settings.max_mask_rate, hide_key)
+    loop_key, start_key = jax.random.split(key)
+    # One for each token; the class token's own is free for the other class.
+    draws = jax.random.uniform(start_key, sketch_tokens.shape)
+    other_token = other_class_token(draws[0], sketch_tokens[0], transformer)
+    start_tokens = hide_start(sketch_tokens, region, settings.max_mask_rate, draws)
     guide = make_guide(
         transformer, params, sketch_tokens, start_tokens, region, other_token, paper_ids, settings
     )
@@ -305,7 +307,7 @@ def token_distances(
 def _paper_ids(model: Model) -> Int[Array, "N"]:
     """The ids of blank paper."""
     side = model.config.tokenizer.image_size
-    return model.encode(jnp.ones((1, side, side, 3)))[0]
+    return model.encode(jnp.asarray(np.ones((1, side, side, 3), np.float32)))[0]
 
 
 def _per_sample(settings: StructureSettings, batch: int) -> TracedSettings:

@@ -17,15 +17,13 @@ from maskgit_jax import schedules
 from maskgit_jax.decoding import (
     MASK_ID,
     Draw,
-    RandomKey,
     Remask,
     Tokens,
     draw_each,
-    hide_lowest,
     mark_lowest,
 )
 from maskgit_jax.errors import InputError
-from maskgit_jax.inference import AttentionInputs, layer_extras
+from maskgit_jax.inference import AttentionInputs, sum_over_layers
 from maskgit_jax.transformer import Transformer, softmax_attention
 
 DIVERGENCES = ("jeffreys", "cross_entropy")
@@ -121,21 +119,20 @@ def structure_distance(
       kernel: one of `KERNELS`.
     """
 
-    def compare(given, *heads):
-        sketch, _ = given
-        mixed, distance = KERNELS[kernel](*heads, *sketch, divergence=divergence)
-        return mixed, jnp.mean(distance, axis=0)
-
-    def pass_by(given, query, key, value):
-        mixed = softmax_attention(query, key, value)
-        return mixed, jnp.zeros(ids.shape, jnp.float32)
-
     def attend(given, *heads):
-        return jax.lax.cond(given[1], compare, pass_by, given, *heads)
+        sketch, weight, used = given
 
-    inputs = (target.attention, used_layers)
-    distances = layer_extras(transformer, params, ids, attend, inputs, len(used_layers))
-    return target.layer_weights @ distances / jnp.sum(target.layer_weights)
+        def compare():
+            mixed, distance = KERNELS[kernel](*heads, *sketch, divergence=divergence)
+            return mixed, weight * jnp.mean(distance, axis=0)
+
+        def pass_by():
+            return softmax_attention(*heads), jnp.zeros(ids.shape, jnp.float32)
+
+        return jax.lax.cond(used, compare, pass_by)
+
+    inputs = (target.attention, target.layer_weights / jnp.sum(target.layer_weights), used_layers)
+    return sum_over_layers(transformer, params, ids, attend, inputs, len(used_layers))
 
 
 class StructureSettings(NamedTuple):
@@ -218,7 +215,7 @@ def traced(settings: StructureSettings) -> TracedSettings:
         confidence_temperature=given.confidence_temperature,
         paper_weight=given.paper_weight,
     )
-    return TracedSettings(*(jnp.asarray(value, jnp.float32) for value in values))
+    return TracedSettings(*(jnp.asarray(value.astype(np.float32)) for value in values))
 
 
 def check_settings(settings: StructureSettings) -> None:
@@ -282,20 +279,19 @@ def structure_remask(
         rate = settings.min_mask_rate + falling * settings.mask_rate_span
         count = jnp.floor(num_hidden * rate)
 
-        # One draw for all that is random; the loop's key goes on as if there had been none.
-        draws = jax.random.uniform(
-            jax.random.fold_in(key, 0), 4 * len(sampled), minval=jnp.finfo(jnp.float32).tiny
-        ).reshape(2, 2, -1)
+        # The loop's key goes on as if nothing were drawn; its splits are what `fold_in` gives of 0
+        # and 1.
+        noise = jax.random.gumbel(jax.random.fold_in(key, 2), 2 * len(sampled)).reshape(2, -1)
         # The class token is no candidate for the confidence mask.
         regions = jnp.stack([region, region.at[0].set(False)])
         scores = jnp.stack([-token_weights * distances, confidence])
         scores = jax.vmap(_rescale)(scores, regions)
         shares = jnp.stack([settings.structure_share, settings.realism_share])
         temperatures = jnp.stack([settings.structure_temperature, settings.confidence_temperature])
-        # Gumbel noise, as `jax.random.gumbel` makes it.
-        scores -= temperatures[:, None] * jnp.log(-jnp.log(draws[0]))
+        scores += temperatures[:, None] * noise
         counts = jnp.floor(count * shares).astype(jnp.int32)
-        hide = jax.vmap(mark_lowest)(scores, counts, draws[1])
+        # Scores are equal only at temperature 0, where the noise is free to break the ties.
+        hide = jax.vmap(mark_lowest)(scores, counts, noise)
         return jnp.any(hide, axis=0).at[0].set(False)
 
     def remask(step, ids, sampled, logits, key, _):
@@ -332,16 +328,19 @@ def least_distance_draw(
 
 
 def hide_start(
-    tokens: Tokens, region: Bool[Array, "S"], rate: Float[Array, ""] | float, key: RandomKey
+    tokens: Tokens,
+    region: Bool[Array, "S"],
+    rate: Float[Array, ""] | float,
+    draws: Float[Array, "S"],
 ) -> Tokens:
-    """Hides a random ceil(rate · N) of a region's N image ids."""
+    """Hides a random ceil(rate · N) of a region's N image ids: those of the lowest draws."""
     region = region.at[0].set(False)
     num_tokens = jnp.sum(region)
     # 0.95 · 20 is 19.000002 in float32 and means 19.
     count = jnp.ceil(num_tokens * rate - 1e-3).astype(jnp.int32)
     count = jnp.clip(count, 1, num_tokens)
-    hide = hide_lowest(jnp.where(region, 0.0, 1.0)[1:], count, key)
-    return tokens.at[1:].set(jnp.where(hide, MASK_ID, tokens[1:]))
+    hide = mark_lowest(jnp.where(region, draws, jnp.inf), count, draws)
+    return jnp.where(hide, MASK_ID, tokens)
 
 
 def _rescale(scores: Float[Array, "S"], region: Bool[Array, "S"]) -> Float[Array, "S"]:

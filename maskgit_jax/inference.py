@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from maskgit_jax.transformer import (
+    Attention,
     Embed,
     Heads,
     MlmLayer,
+    Mlp,
     Transformer,
     TransformerLayer,
     softmax_attention,
@@ -54,16 +56,16 @@ def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
     return layers | {name: tree for name, tree in params.items() if name != STACK}
 
 
-def _layers(transformer, params, attend, inputs=None):
-    """A scan's body over layers: `(x, index) -> (x, extra)`."""
+def _scan_layers(transformer, params, x, attend, num_layers):
+    """The first layers' output, and what else `attend` gives along a leading axis of layers."""
     layer = TransformerLayer(transformer.config)
 
     def body(x, index):
         # Not scanned over: a scan of some of the layers would copy their part of the arrays.
-        weights, given = jax.tree.map(operator.itemgetter(index), (params[STACK], inputs))
-        return layer.apply({"params": weights}, x, True, functools.partial(attend, given))
+        weights = jax.tree.map(operator.itemgetter(index), params[STACK])
+        return layer.apply({"params": weights}, x, True, attend)
 
-    return body
+    return jax.lax.scan(body, x, jnp.arange(num_layers))
 
 
 def _embed(transformer, params, ids, guide_ids=None):
@@ -71,32 +73,43 @@ def _embed(transformer, params, ids, guide_ids=None):
     return embed.apply({"params": params["Embed_0"]}, ids, True, guide_ids)[0]
 
 
-def layer_extras(
+def sum_over_layers(
     transformer: Transformer,
     params: dict[str, Any],
     ids: Int[Array, "*b S"],
-    attend: Callable[..., tuple[Heads, Any]],
+    attend: Callable[..., tuple[Heads, Float[Array, "*b S"]]],
     inputs: Any,
     num_layers: int,
-) -> Any:
-    """What `attend` gives in the first layers; nothing that no layer's attention needs is run.
+) -> Float[Array, "*b S"]:
+    """The sum of what `attend` gives each token in the first layers.
+
+    Layers above are not run, nor the last one's MLP.
 
     Args:
       transformer: the model.
       params: its weights, stacked.
       ids: class token and image ids, -1 where hidden.
-      attend: `attend(inputs of the layer, query, key, value) -> (mixed, extra)`.
+      attend: `attend(inputs of the layer, query, key, value) -> (mixed, summand)`.
       inputs: a tree with a leading axis of layers.
       num_layers: how many are run.
-
-    Returns:
-      The extras along a leading axis of layers.
     """
-    body = _layers(transformer, params, attend, inputs)
-    x, extras = jax.lax.scan(body, _embed(transformer, params, ids), jnp.arange(num_layers - 1))
-    # By itself, for the compiler to see that its output is not read.
-    _, extra = body(x, num_layers - 1)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), extras, extra)
+    config, stack = transformer.config, params[STACK]
+
+    def add(index, state):
+        x, total = state
+        # Not scanned over: a scan of some of the layers would copy their part of the arrays.
+        weights, given = jax.tree.map(operator.itemgetter(index), (stack["Attention_0"], inputs))
+        apply = Attention(config).apply
+        x, summand = apply({"params": weights}, x, True, functools.partial(attend, given))
+        x = jax.lax.cond(index + 1 < num_layers, mlp, lambda x, _: x, x, index)
+        return x, total + summand
+
+    def mlp(x, index):
+        weights = jax.tree.map(operator.itemgetter(index), stack["Mlp_0"])
+        return Mlp(config).apply({"params": weights}, x, True)
+
+    start = _embed(transformer, params, ids), jnp.zeros(ids.shape, jnp.float32)
+    return jax.lax.fori_loop(0, num_layers, add, start)[1]
 
 
 def code_logits(
@@ -108,12 +121,11 @@ def code_logits(
     """The transformer's logits over the image codes, in float32; the others are not computed."""
     config = transformer.config
 
-    def attend(_, query, key, value):
+    def attend(query, key, value):
         return softmax_attention(query, key, value), None
 
-    body = _layers(transformer, params, attend)
     x = _embed(transformer, params, ids, guide_ids)
-    x, _ = jax.lax.scan(body, x, jnp.arange(config.num_layers))
+    x, _ = _scan_layers(transformer, params, x, attend, config.num_layers)
     codes = slice(config.codebook_size)
     words = params["Embed_0"]["word_embeddings"]["embedding"][codes]
     head = params["MlmLayer_0"]
@@ -126,10 +138,8 @@ def attention_inputs(
 ) -> AttentionInputs:
     """Queries and keys of the first `num_layers` layers; nothing above them is run."""
 
-    def attend(_, query, key, value):
+    def attend(query, key, value):
         return softmax_attention(query, key, value), AttentionInputs(query, key)
 
-    # In one scan, though what follows the last layer's keys is not read: `layer_extras` would hold
-    # all of them twice.
-    body = _layers(transformer, params, attend)
-    return jax.lax.scan(body, _embed(transformer, params, ids), jnp.arange(num_layers))[1]
+    x = _embed(transformer, params, ids)
+    return _scan_layers(transformer, params, x, attend, num_layers)[1]

@@ -129,7 +129,7 @@ class Embed(nn.Module):
 
         def embed(ids):
             # The mask id -1 is the last row of the table.
-            return norm(words(ids % cfg.vocabulary_size) + positions(jnp.arange(ids.shape[-1])))
+            return norm(words.embedding[ids] + positions.embedding[: ids.shape[-1]])
 
         x = embed(ids)
         if guide_ids is not None:

@@ -58,7 +58,10 @@ def test_operations_counted_by_hand():
     unguided = benchmark_cost.step_operations(SMALL, [0, 2], "ours", guided=False)
     assert unguided["logits"] == 3 * layer + codes
     score = benchmark_cost.task_operations(SMALL, [0, 2], "ours", "score")
-    assert score == 2 * layer + queries_and_keys + 3 * maps
+    assert score == 2 * layer + 2 * queries_and_keys + 4 * maps
+    # A single round is no loop.
+    score = benchmark_cost.task_operations(SMALL, [0], "ours", "score")
+    assert score == queries_and_keys + 2 * maps
 
 
 def test_bytes_counted_by_hand():

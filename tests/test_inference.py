@@ -49,19 +49,32 @@ def test_bfloat16_is_near_and_gives_float32_logits(tiny):
     assert 1e-4 < error < 0.05
 
 
+def summed(model, depth):
+    """A function of ids: each token's Σ |query|² + |key|² over the first layers."""
+
+    def attend(weight, query, key, value):
+        norms = jnp.sum(query**2, axis=(-2, -1)) + jnp.sum(key**2, axis=(-2, -1))
+        return softmax_attention(query, key, value), weight * norms
+
+    modules = model.transformer, model.transformer_params
+    weights = jnp.arange(1.0, depth + 1)
+    return jax.jit(lambda ids: inference.sum_over_layers(*modules, ids, attend, weights, depth))
+
+
+def test_the_sum_is_over_the_layers_each_with_its_inputs(tiny):
+    ids = jnp.array([24, *range(8), *[-1] * 8])
+    inputs = inference.attention_inputs(tiny.transformer, tiny.transformer_params, ids, 3)
+    norms = sum(np.sum(np.square(x), axis=(-2, -1)) for x in inputs)
+    expected = norms[0] + 2 * norms[1] + 3 * norms[2]
+    assert np.min(np.abs(norms[1] - norms[0])) > 1e-3
+    np.testing.assert_allclose(summed(tiny, 3)(ids), expected, rtol=1e-5)
+
+
 def test_what_nobody_reads_is_not_run(tiny):
     """Neither layers above the last one asked for nor, of that one, what follows its attention."""
-    modules = tiny.transformer, tiny.transformer_params
     ids = jnp.zeros((17,), jnp.int32)
-
-    def attend(_, query, key, value):
-        return softmax_attention(query, key, value), (query, key)
-
-    def compiled(depth):
-        extras = functools.partial(inference.layer_extras, *modules, ids, attend, None, depth)
-        return jax.jit(extras).lower().compile()
-
+    one, three = (summed(tiny, depth).lower(ids).compile() for depth in (1, 3))
     # Queries and keys of one layer; its values, output and MLP would be five times as much.
     projections = 2 * 2 * 17 * 16 * 16
-    assert projections < compiled(1).cost_analysis()["flops"] < 1.5 * projections
-    assert re.search(r'known_trip_count"?:\{"n":"2"\}', compiled(3).as_text())
+    assert projections < one.cost_analysis()["flops"] < 1.5 * projections
+    assert re.search(r'known_trip_count"?:\{"n":"3"\}', three.as_text())
