@@ -33,6 +33,7 @@ class Tiling(NamedTuple):
 
 _TPU = Tiling(128, 128, None)
 # Triton: JAX compiles kernels without parameters for GPUs by Mosaic, which asks for another kernel.
+# JAX 0.12 still has it and warns that it will go.
 _GPU = Tiling(64, 64, triton.CompilerParams(num_warps=4, num_stages=2))
 
 

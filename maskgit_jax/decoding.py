@@ -97,12 +97,6 @@ def mark_lowest(
     scores: Float[Array, "S"], count: Int[Array, ""], draws: Float[Array, "S"]
 ) -> Bool[Array, "S"]:
     """As `hide_lowest`; of equal scores, those with the lowest `draws` come first."""
-    # Compared pair by pair: a sort takes long to compile, and on accelerators to run.
-    places = jnp.arange(len(scores))
-    before = _earlier(scores, _earlier(draws, places[None] < places[:, None]))
-    return jnp.sum(before, axis=1) < count
-
-
-def _earlier(values: Array, ties: Bool[Array, "n n"]) -> Bool[Array, "n n"]:
-    """Whether value j (columns) is below value i (rows); `ties` decides where they are equal."""
-    return (values[None] < values[:, None]) | ((values[None] == values[:, None]) & ties)
+    # By ranks: where the compiler computes scores twice, a comparison with the score at the border
+    # may meet one that is rounded otherwise.
+    return jnp.argsort(jnp.lexsort((draws, scores))) < count
