@@ -44,15 +44,19 @@ def load_classifier(source: str, num_classes: int) -> Classifier:
     Raises:
       InputError: a package is missing, `source` cannot be read, or is for other classes.
     """
+    check_source(source)
+    load = _load_flax if Path(source).is_dir() else _load_onnx
+    return load(source, num_classes)
+
+
+def check_source(source: str) -> None:
+    """Raises InputError where `load_classifier` would find neither an .onnx file nor a folder."""
     path = Path(source)
-    if path.is_dir():
-        return _load_flax(source, num_classes)
-    if path.suffix == ".onnx" and path.is_file():
-        return _load_onnx(source, num_classes)
-    raise InputError(
-        f"no classifier at {source!r}: expected an .onnx file, or a folder with a Flax image "
-        "classifier of transformers"
-    )
+    if not path.is_dir() and not (path.suffix == ".onnx" and path.is_file()):
+        raise InputError(
+            f"no classifier at {source!r}: expected an .onnx file, or a folder with a Flax image "
+            "classifier of transformers"
+        )
 
 
 def class_probabilities(

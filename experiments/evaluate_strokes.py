@@ -5,7 +5,8 @@
 Takes held-out scenes of the demo world, each with a stroke: by turns an automatic one
 (guidance/strokes.py) and one of the object's parts, painted in its mean colour (inversion) or a
 random one (counterfactual). Prints one table in Markdown: figures ± standard errors. With
---output_dir also writes `strokes.json`, `confidence.png` and `grid.png`.
+--output_dir also writes `strokes.json`, `confidence.png` and `grid.png`. Each row that is done is
+kept there, in `strokes.jsonl` and `columns`: a stopped evaluation goes on.
 
 Columns. Faithful to the stroke: mean absolute difference of the colours inside it (channels in
 [0, 1]; all, inversion, counterfactual), the same as CIE Lab ΔE, share of the region's ids that are
@@ -19,6 +20,7 @@ experiments.tune_iterative, add their rows.
 """
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ from absl import flags
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, edit_flags, judge
+from experiments import cli, digests, edit_flags, files, judge
 from experiments.demo_world import EVAL_SEED, load_demo_world_model
 from experiments.edit_measures import seam, seam_steps
 from experiments.edit_picture import EditPicture, finish, outlined, prepare
@@ -35,11 +37,11 @@ from experiments.metrics import Figures, mean_and_error
 from experiments.stroke_measures import colour_distance, lab_distance, part_stroke
 from experiments.stroke_sampling import CONFIDENT, follow_strokes, read_energy
 from experiments.strokes_plot import check_matplotlib, plot_confidence
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, read_finished
 from guidance.strokes import automatic_stroke
 from maskgit_jax import world
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, save_png, to_float
+from maskgit_jax.images import make_grid, read_image, save_png, to_float
 from maskgit_jax.model import Model
 
 # --help lists them too.
@@ -67,6 +69,7 @@ COLUMNS = {
     "seam": ("seam", 2),
 }
 _GRID_ROWS = 6
+_FINISHED = "strokes.jsonl"
 
 
 class Strokes(NamedTuple):
@@ -100,6 +103,13 @@ class Row(NamedTuple):
         return self.method if self.confidence is None else f"{self.method} {self.confidence:g}"
 
 
+class Finished(NamedTuple):
+    """A row that is made: its figures, and its pictures for the grid."""
+
+    figures: Figures
+    shown: UInt8[np.ndarray, "g H W 3"]
+
+
 def main() -> None:
     """Measures as the flags say."""
     settings, record = edit_flags.read()
@@ -118,6 +128,14 @@ def main() -> None:
     if _OUTPUT_DIR.value is not None:
         check_matplotlib()  # before hours of sampling
         folder = cli.output_folder(_OUTPUT_DIR)
+    record |= {
+        "energy": _ENERGY.value,
+        "iterative_model": _ITERATIVE.value,
+        "weights": digests.of_weights(model),
+        "energy_digest": None if energy is None else digests.of_path(_ENERGY.value),
+        "iterative_weights": None if tuned is None else digests.of_weights(tuned),
+    }
+    finished = {} if folder is None else read_rows(folder, record)
 
     strokes = draw_strokes(model, flags.FLAGS.num_images)
     judged = judge.load_judge()
@@ -131,17 +149,22 @@ def main() -> None:
             # The same ids by construction; tests hold it to that.
             figures[row.name] = figures["baseline"]
             continue
-        images, share = sample(
-            tuned if row.method == "iterative" else model, strokes, row, settings, energy
-        )
-        figures[row.name], shown[row.name] = measure(strokes, images, share, judged), images
+        if row.name not in finished:
+            images, share = sample(
+                tuned if row.method == "iterative" else model, strokes, row, settings, energy
+            )
+            made = Finished(measure(strokes, images, share, judged), images[:_GRID_ROWS])
+            if folder is not None:
+                add_row(folder, record, row, made)
+            finished[row.name] = made
+        figures[row.name], shown[row.name] = finished[row.name]
     table = markdown_table(figures, COLUMNS)
     print(table)
     print(f"n = {len(strokes.labels)} scenes; {settings.num_steps} steps")
     if folder is None:
         return
     results = {
-        "settings": record | {"energy": _ENERGY.value, "iterative_model": _ITERATIVE.value},
+        "settings": record,
         "rows": {name: entries(row) for name, row in figures.items()},
     }
     cli.write_text(folder / "strokes.json", json.dumps(results, indent=1) + "\n")
@@ -244,6 +267,25 @@ def measure(
         "class_accuracy": mean_and_error(right),
         "seam": seam(made, own),
     }
+
+
+def read_rows(folder: Path, record: dict[str, Any]) -> dict[str, Finished]:
+    """The rows that `add_row` has added, by name; InputError if other flags made them."""
+    rows = {}
+    for line in read_finished(folder / _FINISHED, record):
+        column = read_image(folder / line["column"])
+        side = column.shape[1]
+        rows[line["name"]] = Finished(line["figures"], column.reshape(-1, side, side, 3))
+    return rows
+
+
+def add_row(folder: Path, record: dict[str, Any], row: Row, made: Finished) -> None:
+    """Adds a row to the folder: its pictures, then its line."""
+    (folder / "columns").mkdir(exist_ok=True)
+    column = f"columns/{row.name.replace(' ', '_')}.png"
+    save_png(folder / column, np.concatenate(made.shown))
+    line = {"name": row.name, "column": column, "figures": made.figures, "record": record}
+    files.append(folder / _FINISHED, (json.dumps(line) + "\n").encode())
 
 
 def entries(figures: Figures) -> dict[str, Any]:

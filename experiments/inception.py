@@ -20,6 +20,7 @@ half-pixel centres and scales by (x − 128) / 128: for figures equal to publish
 samples (`score --export`) and run it. clean-fid resizes with an antialiased bicubic filter.
 """
 
+import functools
 import http.client
 import json
 import secrets
@@ -236,6 +237,7 @@ def embed(variables: Any, images: UInt8[Array, "b h w 3"]) -> Inception:
     return InceptionV3().apply(variables, preprocess(images))
 
 
+@functools.cache
 def variable_shapes() -> Any:
     """Names and shapes of the network's variables; nothing is computed."""
     images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)

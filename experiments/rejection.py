@@ -4,16 +4,18 @@ The flags say how many candidates there are, what is measured of each and what i
 (arXiv:2302.05496) mentions it.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int, UInt8
 
-from experiments import classifiers, clip
+from experiments import classifiers, clip, digests
 from maskgit_jax import world
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
@@ -65,24 +67,25 @@ Measure = Callable[
 
 
 class Rejection(NamedTuple):
-    """What the flags say, checked, with its networks loaded.
+    """What the flags say, checked.
 
     Attributes:
       num_candidates: candidates for each picture; 1 keeps all.
-      record: the settings in force, for the results file.
-      measure: compiles once if the number of pictures stays the same.
+      record: the settings in force, for the results file, with digests of the files given.
+      load: loads the networks, InputError if one cannot be had; what it gives compiles once if
+        the number of pictures stays the same.
     """
 
     num_candidates: int
     record: dict[str, Any]
-    measure: Measure
+    load: Callable[[], Measure]
 
 
 def read(config: ModelConfig) -> Rejection:
     """Reads the flags for a model.
 
     Raises:
-      InputError: a value that does not fit, or a network that cannot be had.
+      InputError: a value that does not fit, or no classifier where one should be.
     """
     num_candidates = _num_candidates()
     score = (_SCORE.value or "structure") if num_candidates > 1 else None
@@ -103,44 +106,55 @@ def read(config: ModelConfig) -> Rejection:
 
     record: dict[str, Any] = {"num_candidates": num_candidates, "score": score}
     record |= {"classifier": _CLASSIFIER.value, "clip": clip_source}
-    classify, likeness = None, None
+    load_classifier = None
     if _CLASSIFIER.value is not None:
-        classify = classifiers.load_classifier(_CLASSIFIER.value, len(config.class_names))
+        classifiers.check_source(_CLASSIFIER.value)
+        record["classifier_digest"] = digests.of_path(_CLASSIFIER.value)
+        load_classifier = functools.partial(
+            classifiers.load_classifier, _CLASSIFIER.value, len(config.class_names)
+        )
     elif config.class_names == world.CLASS_NAMES:
-        classify, record["classifier"] = classifiers.load_demo_judge(), "judge"
+        record["classifier"], load_classifier = "judge", classifiers.load_demo_judge
     elif score == "classifier":
         raise InputError(
             "--score=classifier needs a classifier of the model's classes: give --classifier=file, "
             "an .onnx file or a folder of transformers"
         )
     if clip_source is not None:
-        likeness = clip.load_clip(clip_source)
+        if Path(clip_source).is_dir():
+            record["clip_digest"] = digests.of_path(clip_source)
         record["clip_prompt"] = _CLIP_PROMPT.value
     if score == "clip":
         record["clip_sketch_weight"], record["clip_text_weight"] = weights
     texts = prompts(_CLIP_PROMPT.value, config.class_names)
 
-    def measure(pictures, sketches, labels, structure_distance):
-        measured = {"structure_distance": structure_distance}
-        if classify is not None:
-            probabilities = classify(pictures)
-            measured["class_probability"] = probabilities[np.arange(len(labels)), labels]
-        if likeness is not None:
-            measured["clip_sketch"], measured["clip_text"] = clip.similarities(
-                likeness, pictures, sketches, [texts[label] for label in labels]
-            )
-        if score == "structure":
-            measured["score"] = -structure_distance
-        elif score == "classifier":
-            measured["score"] = measured["class_probability"]
-        elif score == "clip":
-            sketch_weight, text_weight = weights
-            measured["score"] = (
-                sketch_weight * measured["clip_sketch"] + text_weight * measured["clip_text"]
-            )
-        return measured
+    def load() -> Measure:
+        classify = None if load_classifier is None else load_classifier()
+        likeness = None if clip_source is None else clip.load_clip(clip_source)
 
-    return Rejection(num_candidates, record, measure)
+        def measure(pictures, sketches, labels, structure_distance):
+            measured = {"structure_distance": structure_distance}
+            if classify is not None:
+                probabilities = classify(pictures)
+                measured["class_probability"] = probabilities[np.arange(len(labels)), labels]
+            if likeness is not None:
+                measured["clip_sketch"], measured["clip_text"] = clip.similarities(
+                    likeness, pictures, sketches, [texts[label] for label in labels]
+                )
+            if score == "structure":
+                measured["score"] = -structure_distance
+            elif score == "classifier":
+                measured["score"] = measured["class_probability"]
+            elif score == "clip":
+                sketch_weight, text_weight = weights
+                measured["score"] = (
+                    sketch_weight * measured["clip_sketch"] + text_weight * measured["clip_text"]
+                )
+            return measured
+
+        return measure
+
+    return Rejection(num_candidates, record, load)
 
 
 def best(scores: Float[np.ndarray, "items candidates"]) -> Int[np.ndarray, "items"]:

@@ -35,7 +35,7 @@ from experiments.steps_variants import (
     settled,
     stop_early,
 )
-from experiments.tables import cell
+from experiments.tables import cell, read_finished
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
 from maskgit_jax.model import Model, with_class_token
@@ -145,21 +145,8 @@ def main() -> None:
 
 
 def _read_done(path: Path, record: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Finished rows by name and number of steps.
-
-    Raises:
-      InputError: they were made by other flags.
-    """
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:  # a kill cut the last line
-        cli.write_text(path, whole)
-    lines = [json.loads(line) for line in whole.splitlines()]
-    for line in lines:
-        if line["record"] != record:
-            raise InputError(f"{path} was made by other flags: give another --output_dir")
+    """Finished rows by name and number of steps."""
+    lines = read_finished(path, record)
     return {(line["name"], line["num_steps"]): line for line in lines}
 
 

@@ -23,17 +23,15 @@ The folder must be one that all hosts see, such as gs://bucket/folder.
 import math
 import sys
 import time
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, guidance_flags, rejection, report
+from experiments import cli, digests, guidance_flags, rejection, report
 from experiments.drawings import read_drawings
 from experiments.rejection import Rejection
 from experiments.sweep_batches import Decoder, decode_batch, make_decoder
@@ -48,7 +46,7 @@ from experiments.sweep_plan import (
 )
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.model import Model, load_model, model_config
+from maskgit_jax.model import load_model, model_config
 
 # --help lists them too.
 flags.adopt_module_key_flags(guidance_flags)
@@ -84,14 +82,17 @@ def main() -> None:
         raise InputError(f"{len(items)} items: expected {_MOST} at most; give fewer values")
     per_batch = max(1, flags.FLAGS.batch_size // chooser.num_candidates)
     batches = plan_batches(items, per_batch)
+    folder, record = SweepFolder(_OUTPUT_DIR.value, host, num_hosts), plan_record(plan)
+    if not _DRY_RUN.value:
+        folder.check(record)  # before anything large is loaded
     if host == 0:
         _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
     if _DRY_RUN.value:
         return
 
     model = load_model(flags.FLAGS.model, dtype=plan.dtype)
-    folder = SweepFolder(_OUTPUT_DIR.value, host, num_hosts)
-    record = plan_record(plan) | {"weights": _digest(model)}
+    measure = chooser.load()
+    record |= {"weights": digests.of_weights(model)}
     folder.open(record, [drawing.image for drawing in plan.drawings])
     finished = folder.finished()
     own = batches[host::num_hosts]
@@ -99,8 +100,14 @@ def main() -> None:
     if len(missing) < len(own):
         print(f"{len(own) - len(missing)} of {len(own)} batches are finished")
     if missing:
-        batch_size = flags.FLAGS.batch_size
-        decoder = make_decoder(model, plan, batches, chooser, batch_size=batch_size)
+        decoder = make_decoder(
+            model,
+            plan,
+            batches,
+            measure,
+            num_candidates=chooser.num_candidates,
+            batch_size=flags.FLAGS.batch_size,
+        )
         _run(folder, decoder, missing, finished.keys(), host)
     _wait_for_other_hosts(folder, len(items))
     if host == 0:
@@ -207,14 +214,6 @@ def _matrix_product_rate() -> float:
     return 2 * side**3 / min(times)
 
 
-def _digest(model: Model) -> str:
-    """Tells models with other weights apart."""
-    checksum = 0
-    for leaf in jax.tree.leaves((model.transformer_params, model.tokenizer_params)):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
-    return f"{checksum:08x}"
-
-
 def _run(
     folder: SweepFolder,
     decoder: Decoder,
@@ -227,7 +226,7 @@ def _run(
     Ctrl-C and SIGTERM end the process after the batch in hand, with status 130 and 143.
     """
     passes = math.ceil(
-        decoder.num_items * decoder.rejection.num_candidates / decoder.batch_size
+        decoder.num_items * decoder.num_candidates / decoder.batch_size
     )  # of a batch with more candidates than are decoded together
     total = passes * sum(batch[0].setting["num_steps"] for batch in batches)
     with cli.signals_noticed() as signals, tqdm(total=total, unit="step", desc="compiling") as bar:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from experiments.guidance_flags import structure_settings
-from experiments.rejection import Rejection, best
+from experiments.rejection import Measure, best
 from experiments.summary import Line
 from experiments.sweep_folder import picture_file, sketch_file
 from experiments.sweep_plan import Item, Plan
@@ -27,7 +27,8 @@ class Decoder(NamedTuple):
       model: the generator.
       plan: the sweep's.
       tokens: class token and ids of each drawing of the plan.
-      rejection: what chooses among candidates.
+      measure: what is known of a candidate.
+      num_candidates: for each item.
       num_weights: to which every setting's layer weights are filled up with zeros.
       num_items: in a full batch.
       batch_size: samples decoded together at most.
@@ -36,7 +37,8 @@ class Decoder(NamedTuple):
     model: Model
     plan: Plan
     tokens: Int[np.ndarray, "n S"]
-    rejection: Rejection
+    measure: Measure
+    num_candidates: int
     num_weights: int
     num_items: int
     batch_size: int
@@ -54,8 +56,9 @@ def make_decoder(
     model: Model,
     plan: Plan,
     batches: Sequence[Sequence[Item]],
-    rejection: Rejection,
+    measure: Measure,
     *,
+    num_candidates: int,
     batch_size: int,
 ) -> Decoder:
     """Encodes the plan's drawings; `batches` are all that will be decoded."""
@@ -67,7 +70,8 @@ def make_decoder(
         model=model,
         plan=plan,
         tokens=np.asarray(with_class_token(model.config, labels, jnp.stack(ids))),
-        rejection=rejection,
+        measure=measure,
+        num_candidates=num_candidates,
         num_weights=max(
             len(structure_settings(item.setting, num_layers).layer_weights)
             for batch in batches
@@ -82,7 +86,7 @@ def decode_batch(
     decoder: Decoder, batch: Sequence[Item], progress: Callable[[], None]
 ) -> list[Finished]:
     """Makes a batch's pictures; calls `progress` once for each step."""
-    count = decoder.rejection.num_candidates
+    count = decoder.num_candidates
     # Filled up: every batch runs what the first one compiled.
     filled = [*batch, *[batch[-1]] * (decoder.num_items - len(batch))]
     rows = [(item, candidate) for item in filled for candidate in range(count)]
@@ -92,7 +96,7 @@ def decode_batch(
         [to_uint8(np.asarray(decoder.model.decode(jnp.asarray(row)[None])[0])) for row in ids]
     )
     drawings = [decoder.plan.drawings[item.drawing] for item, _ in rows]
-    measures = decoder.rejection.measure(
+    measures = decoder.measure(
         pictures,
         np.stack([drawing.image for drawing in drawings]),
         np.array([drawing.label for drawing in drawings]),

@@ -32,29 +32,42 @@ class SweepFolder:
             RESULTS if num_hosts == 1 else f"results.{host}-of-{num_hosts}.jsonl"
         )
 
-    def open(self, record: dict[str, Any], sketches: Sequence[UInt8[np.ndarray, "H W 3"]]) -> None:
-        """Makes the folder of a sweep, or goes on with one.
+    def check(self, record: dict[str, Any]) -> None:
+        """Makes the folder, or looks whether it is one to go on with.
 
         Args:
-          record: of the plan.
-          sketches: in the plan's order, as the model sees them.
+          record: of the plan, as far as it is known.
 
         Raises:
-          InputError: the folder belongs to another plan or cannot be written.
+          InputError: the folder belongs to another plan, holds other files or cannot be written.
         """
         plan = self.path / "plan.json"
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             # In this order: another host may just be writing the plan, and writes it first.
             used = any(not entry.name.startswith(".") for entry in self.path.iterdir())
             if plan.exists():
-                self._check_plan(plan, text)
+                self._check_plan(plan, record)
             elif used:
                 raise InputError(
                     f"--output_dir={self.path} holds other files: choose an empty folder"
                 )
-            else:
+
+    def open(self, record: dict[str, Any], sketches: Sequence[UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Makes the folder of a sweep, or goes on with one.
+
+        Args:
+          record: of the plan, all of it.
+          sketches: in the plan's order, as the model sees them.
+
+        Raises:
+          InputError: as for `check`.
+        """
+        self.check(record)
+        plan = self.path / "plan.json"
+        with self._writing():
+            if not plan.exists():
+                text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
                 write_whole(plan, text.encode())
             for name in ("pictures", "sketches"):
                 (self.path / name).mkdir(exist_ok=True)
@@ -97,10 +110,11 @@ class SweepFolder:
             ):
                 part.unlink()
 
-    def _check_plan(self, plan: epath.Path, expected: str) -> None:
+    def _check_plan(self, plan: epath.Path, record: dict[str, Any]) -> None:
         try:
             found = json.loads(plan.read_text())
-            difference = first_difference(found, json.loads(expected))
+            known = {name: found[name] for name in found if name in record}
+            difference = first_difference(known, json.loads(json.dumps(record)))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(f"{plan} is damaged: choose another --output_dir") from None
         if difference:

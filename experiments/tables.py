@@ -1,6 +1,12 @@
-"""Tables of figures in Markdown."""
+"""Tables of figures in Markdown, and the rows of one that a stopped command has finished."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
 from experiments.metrics import Figures
+from maskgit_jax.errors import InputError
 
 
 def markdown_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]) -> str:
@@ -20,3 +26,27 @@ def markdown_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]
 def cell(figure: tuple[float, float] | None, digits: int) -> str:
     """A value ± its standard error; a dash where there is none."""
     return "-" if figure is None else f"{figure[0]:.{digits}f} ± {figure[1]:.{digits}f}"
+
+
+def read_finished(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of finished rows, each with the `record` of the flags that made it.
+
+    A last line that a kill has cut is dropped from the file.
+
+    Raises:
+      InputError: they were made by other flags, or are no such lines.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        cli.write_text(path, whole)
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        others = [line for line in lines if line["record"] != record]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path} is damaged: give another --output_dir") from None
+    if others:
+        raise InputError(f"{path} was made by other flags: give another --output_dir")
+    return lines

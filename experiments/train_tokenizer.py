@@ -55,6 +55,9 @@ _R1_WEIGHT = flags.DEFINE_float("r1_weight", 10.0, "Of the discriminator's penal
 _DISCRIMINATOR_FILTERS = flags.DEFINE_integer(
     "discriminator_filters", 32, "Channels of its first level.", lower_bound=1
 )
+_SAMPLE_EVERY = flags.DEFINE_integer(
+    "sample_every", 1000, "Steps between sample pictures; 0: none.", lower_bound=0
+)
 
 _CODEBOOK_IMAGES = 400
 _SHOWN_IMAGES = 8
@@ -180,6 +183,7 @@ def _train(
         draw=_pictures_beside_reconstructions(
             tokenizer, held_out[0][:_SHOWN_IMAGES], quantize=name == "tokenizer"
         ),
+        sample_every=_SAMPLE_EVERY.value,
         **training_flags.fit_options(),
     )
     return jax.device_get(state.average["tokenizer"])

@@ -39,6 +39,9 @@ _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "Published: 0.045.", lo
 _LABEL_SMOOTHING = flags.DEFINE_float(
     "label_smoothing", 0.0, "Share spread over all codes; published: 0.1.", 0.0, 1.0
 )
+_SAMPLE_EVERY = flags.DEFINE_integer(
+    "sample_every", 1000, "Steps between sample pictures; 0: none.", lower_bound=0
+)
 
 _ENCODE_BATCH = 100
 _NUM_SAMPLES = 16
@@ -121,6 +124,7 @@ def main() -> None:
                 tokenizer_params=tokenizer_params,
             )
         ),
+        sample_every=_SAMPLE_EVERY.value,
         **training_flags.fit_options(),
     )
 

@@ -46,9 +46,6 @@ _LOG_EVERY = flags.DEFINE_integer("log_every", 100, "Steps between log lines.", 
 _VALIDATE_EVERY = flags.DEFINE_integer(
     "validate_every", 500, "Steps between validations; 0: none.", lower_bound=0
 )
-_SAMPLE_EVERY = flags.DEFINE_integer(
-    "sample_every", 1000, "Steps between sample pictures; 0: none.", lower_bound=0
-)
 
 
 def set_defaults(**values: str | int | float) -> None:
@@ -118,5 +115,4 @@ def fit_options() -> dict[str, int]:
         "save_every": _SAVE_EVERY.value,
         "log_every": _LOG_EVERY.value,
         "validate_every": _VALIDATE_EVERY.value,
-        "sample_every": _SAMPLE_EVERY.value,
     }

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
@@ -12,10 +13,20 @@ Cases = dict[str, tuple[list[str], str]]
 """By name: flags, and words that the error line must have."""
 
 
-def assert_refused(module: str, cases: Cases, *, cwd: Path, prepare: str = "") -> None:
-    """Asserts that a command ends each case with one line and status 2.
+class Ended(NamedTuple):
+    """How a command ended: its exit status, None for 0, and what it printed."""
 
-    All in one process: starting Python takes longer than the checks. `prepare` is run before each
+    status: int | None
+    output: str
+    errors: str
+
+
+def run_each(
+    module: str, cases: dict[str, list[str]], *, cwd: Path, prepare: str = ""
+) -> dict[str, Ended]:
+    """Runs a command with each case's flags.
+
+    All in one process: starting Python takes longer than most checks. `prepare` is run before each
     case, with its name in `name`.
     """
     program = (
@@ -23,18 +34,18 @@ def assert_refused(module: str, cases: Cases, *, cwd: Path, prepare: str = "") -
         "from absl import flags\n"
         f"from experiments import cli, {module}\n"
         "results = {}\n"
-        "for name, (args, _) in json.load(sys.stdin).items():\n"
+        "for name, args in json.load(sys.stdin).items():\n"
         "    flags.FLAGS.unparse_flags()\n"
         "    for flag in flags.FLAGS._flags().values():\n"
         "        flag.unparse()\n"
         f"    {prepare or 'pass'}\n"
-        "    out = io.StringIO()\n"
+        "    output, errors = io.StringIO(), io.StringIO()\n"
         f"    sys.argv = ['{module}', *args]\n"
-        "    with contextlib.redirect_stderr(out), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):\n"
         "        try:\n"
         f"            cli.run({module}.main)\n"
         "        except SystemExit as stop:\n"
-        "            results[name] = stop.code, out.getvalue()\n"
+        "            results[name] = stop.code, output.getvalue(), errors.getvalue()\n"
         "print(json.dumps(results))\n"
     )
     process = subprocess.run(
@@ -48,8 +59,15 @@ def assert_refused(module: str, cases: Cases, *, cwd: Path, prepare: str = "") -
     assert process.returncode == 0, process.stderr
     results = json.loads(process.stdout)
     assert results.keys() == cases.keys()
-    for name, (_, words) in cases.items():
-        status, message = results[name]
-        assert status == 2, (name, message)
-        assert message.count("\n") == 1, (name, message)
-        assert words in message, (name, message)
+    return {name: Ended(*result) for name, result in results.items()}
+
+
+def assert_refused(module: str, cases: Cases, *, cwd: Path, prepare: str = "") -> None:
+    """Asserts that a command ends each case with one line, its name first, and status 2."""
+    flags = {name: args for name, (args, _) in cases.items()}
+    for name, ended in run_each(module, flags, cwd=cwd, prepare=prepare).items():
+        assert ended.status == 2, (name, ended)
+        assert ended.output == "", (name, ended)
+        assert ended.errors.startswith(f"{module}: "), (name, ended)
+        assert ended.errors.count("\n") == 1, (name, ended)
+        assert cases[name][1] in ended.errors, (name, ended)

@@ -13,6 +13,9 @@ from maskgit_jax.model import Model, parameter_shapes
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 
+# Each operation alone would be compiled anew.
+_stack, _unstack = jax.jit(stack_layers), jax.jit(unstack_layers)
+
 
 def make_model(scale: float = 0.2, **overrides) -> Model:
     """Three layers, 16 ids of 24 codes, 5 classes; `overrides` replace transformer settings.
@@ -53,31 +56,37 @@ def make_model(scale: float = 0.2, **overrides) -> Model:
     rng = np.random.default_rng(0)
 
     def fill(path, shape, scale: float):
-        """Normal weights, gains of 1, biases of 0: no initializer needs compiling."""
+        """Normal weights, gains of 1, biases of 0, made by NumPy: nothing needs compiling."""
         name = path[-1].key
         if name in ("scale", "bias"):
-            return jnp.full(shape.shape, float(name == "scale"), shape.dtype)
-        return jnp.asarray(rng.normal(0, scale, shape.shape), shape.dtype)
+            return np.full(shape.shape, float(name == "scale"), shape.dtype)
+        return rng.normal(0, scale, shape.shape).astype(shape.dtype)
 
     fill_all = jax.tree_util.tree_map_with_path
     return Model(
         config=config,
         transformer=transformer,
-        transformer_params=stack_layers(
+        transformer_params=_stack(
             fill_all(functools.partial(fill, scale=scale), parameter_shapes(transformer, ids))
         ),
         tokenizer=tokenizer,
-        tokenizer_params=fill_all(
-            functools.partial(fill, scale=0.2), parameter_shapes(tokenizer, images)
+        tokenizer_params=jax.device_put(
+            fill_all(functools.partial(fill, scale=0.2), parameter_shapes(tokenizer, images))
         ),
     )
 
 
 def released(model: Model) -> dict:
     """The transformer's parameters as files and the module have them."""
-    return unstack_layers(model.transformer_params)
+    return _unstack(model.transformer_params)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Model:
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def shallow() -> Model:
+    """One layer, quick to compile, where depth does not matter."""
+    return make_model(num_layers=1)

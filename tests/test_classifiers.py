@@ -153,7 +153,7 @@ def flax_folder(tmp_path_factory):
     with transformers_library("ViT", "") as library:
         config = library.ViTConfig(
             hidden_size=8,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=2,
             intermediate_size=16,
             image_size=8,

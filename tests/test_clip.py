@@ -36,7 +36,7 @@ def save_clip(folder):
     layers = {
         "hidden_size": 8,
         "intermediate_size": 16,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
     text = {

@@ -11,9 +11,9 @@ from guidance import maskgit_edit
 from maskgit_jax import sampling
 from maskgit_jax.decoding import MASK_ID, decode
 from maskgit_jax.errors import InputError
-from maskgit_jax.inference import unstack_layers
 from maskgit_jax.model import with_class_token
 from maskgit_jax.transformer import Embed
+from tests.conftest import released
 
 CODES, IDS = 24, 16
 
@@ -26,8 +26,14 @@ def softmax(x):
 
 
 @pytest.fixture(scope="module")
-def codebook(tiny):
-    return tiny.tokenizer_params["quantizer"]["codebook"]
+def codebook(shallow):
+    return shallow.tokenizer_params["quantizer"]["codebook"]
+
+
+@pytest.fixture(scope="module")
+def energy(codebook):
+    """Minus the code distance."""
+    return jax.jit(maskgit_edit.code_distance_energy)(codebook)
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +53,21 @@ def inputs_of(scene, confidence=0.6):
     )
 
 
-def logits_of(tiny, tokens, guide_ids=None):
+def logits_of(shallow, tokens, guide_ids=None):
     """From the module itself, not as sampling runs it."""
-    params = {"params": unstack_layers(tiny.transformer_params)}
-    logits = jax.jit(tiny.transformer.apply)(params, tokens, guide_ids=guide_ids)
+    params = {"params": released(shallow)}
+    logits = jax.jit(shallow.transformer.apply)(params, tokens, guide_ids=guide_ids)
     return np.array(logits[:, :CODES])
 
 
-def predicted(tiny, scene, name, energy=(), **kwargs):
+def predicted(shallow, scene, name, energy=(), **kwargs):
     predict, _ = maskgit_edit.Guidance(name)(
-        tiny.transformer, tiny.transformer_params, energy, inputs_of(scene, **kwargs), 8
+        shallow.transformer, shallow.transformer_params, energy, inputs_of(scene, **kwargs), 8
     )
     return np.asarray(jax.jit(predict)(jnp.asarray(scene[0]), jnp.int32(3)))
 
 
-def test_energies(codebook):
-    energy = maskgit_edit.code_distance_energy(codebook)
+def test_energies(codebook, energy):
     codes = np.asarray(codebook, np.float64)
     expected = -((codes[:, None] - codes) ** 2).mean(axis=-1)
     np.testing.assert_allclose(energy, expected, atol=1e-6)
@@ -70,27 +75,29 @@ def test_energies(codebook):
     np.testing.assert_array_equal(maskgit_edit.identity_energy(codebook), np.eye(CODES))
 
 
-def test_self_guidance_multiplies_the_logits(tiny, scene, codebook):
+def test_self_guidance_multiplies_the_logits(shallow, scene, energy):
     tokens, guide_ids = scene
-    energy = maskgit_edit.code_distance_energy(codebook)
     sharpness = np.exp(np.log(1e-6) + 0.6 * (np.log(100) - np.log(1e-6)))
     weights = softmax(sharpness * np.asarray(energy)[guide_ids[5:11]])
-    expected = logits_of(tiny, tokens)
+    expected = logits_of(shallow, tokens)
     expected[5:11] *= weights * CODES
-    np.testing.assert_allclose(predicted(tiny, scene, "self", energy), expected, rtol=2e-4)
+    found = predicted(shallow, scene, "self", energy)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
 
 
-def test_zero_shot_shows_guide_ids_in_place_of_masks(tiny, scene):
+def test_zero_shot_shows_guide_ids_in_place_of_masks(shallow, scene):
     tokens, guide_ids = scene
     shown = tokens.copy()
     shown[5:11] = guide_ids[5:11]
-    expected = logits_of(tiny, shown)
-    np.testing.assert_allclose(predicted(tiny, scene, "zero_shot"), expected, rtol=2e-4, atol=2e-4)
+    expected = logits_of(shallow, shown)
+    np.testing.assert_allclose(
+        predicted(shallow, scene, "zero_shot"), expected, rtol=2e-4, atol=2e-4
+    )
 
 
-def test_iterative_adds_the_guides_embedding(tiny, scene):
+def test_iterative_adds_the_guides_embedding(shallow, scene):
     tokens, guide_ids = scene
-    table = tiny.transformer_params["Embed_0"]
+    table = shallow.transformer_params["Embed_0"]
     words = np.asarray(table["word_embeddings"]["embedding"], np.float64)
     positions = np.asarray(table["position_embeddings"]["embedding"], np.float64)
 
@@ -100,13 +107,12 @@ def test_iterative_adds_the_guides_embedding(tiny, scene):
 
     expected = embed(tokens)
     expected[5:11] += embed(guide_ids)[5:11]
-    x, _ = Embed(tiny.config.transformer).apply(
-        {"params": table}, jnp.asarray(tokens), True, jnp.asarray(guide_ids)
-    )
+    module = Embed(shallow.config.transformer)
+    x, _ = jax.jit(lambda *ids: module.apply({"params": table}, ids[0], True, ids[1]))(*scene)
     np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
-        predicted(tiny, scene, "iterative"),
-        logits_of(tiny, tokens, guide_ids),
+        predicted(shallow, scene, "iterative"),
+        logits_of(shallow, tokens, guide_ids),
         rtol=2e-4,
         atol=2e-4,
     )
@@ -128,23 +134,23 @@ def test_tilt_scales_the_mean_distance(seed, confidence, spread):
     np.testing.assert_allclose(added, added[:, :1] * np.ones((1, 4)), rtol=1e-3, atol=1e-3)
 
 
-def test_tilt_does_not_see_an_offset_of_the_logits_but_self_guidance_does(codebook):
-    logits = jax.random.normal(jax.random.key(0), (CODES,))
-    energies = maskgit_edit.code_distance_energy(codebook)[3]
-    ours = [softmax(np.asarray(tilt(logits + x, energies, 0.5))) for x in (0, 30)]
+def test_tilt_does_not_see_an_offset_of_the_logits_but_self_guidance_does(energy):
+    logits = np.random.default_rng(0).normal(size=CODES).astype(np.float32)
+    energies = np.asarray(energy)[3]
+    ours = [softmax(np.asarray(tilt(logits + x, energies, 0.5))) for x in np.float32([0, 30])]
     np.testing.assert_allclose(*ours, rtol=1e-3, atol=1e-6)
-    weights = maskgit_edit.reweighting(energies, 0.9)
-    theirs = [softmax(np.asarray((logits + x) * weights)) for x in (0, 30)]
+    weights = np.asarray(jax.jit(maskgit_edit.reweighting)(energies, 0.9))
+    theirs = [softmax((logits + x) * weights) for x in (0, 30)]
     assert np.abs(theirs[0] - theirs[1]).max() > 0.1
 
 
 @pytest.mark.slow
-def test_one_step_of_context_guidance(tiny, scene):
+def test_one_step_of_context_guidance(shallow, scene):
     tokens, guide_ids = scene
     num_steps, step, key = 6, 2, jax.random.PRNGKey(5)
     inputs = inputs_of(scene)
     rule = maskgit_edit.ContextGuidance()
-    modules = tiny.transformer, tiny.transformer_params
+    modules = shallow.transformer, shallow.transformer_params
     predict, remask = rule(*modules, (), inputs, num_steps)
     start = rule.start(jnp.asarray(tokens), inputs, step, num_steps, key)
     state = jax.jit(lambda state: decode(predict, remask, state, step, step + 1))(start)
@@ -164,7 +170,7 @@ def test_one_step_of_context_guidance(tiny, scene):
     hidden = tokens == MASK_ID
     chosen = choose(hidden, np.zeros(IDS + 1), step, choice_key)
     shown = np.where(chosen & (guide_ids != MASK_ID), guide_ids, tokens)
-    logits = logits_of(tiny, shown)
+    logits = logits_of(shallow, shown)
     noise = np.asarray(jax.random.gumbel(sample_key, logits.shape))
     drawn = np.where(hidden, np.argmax(logits + noise, axis=1), tokens)
     np.testing.assert_array_equal(state.sampled[: IDS + 1], drawn)
@@ -187,47 +193,47 @@ def draw(model, tokens, guide_ids, method, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def batch(tiny):
+def batch(shallow):
     """Tokens of three samples, the lower half hidden, and guide ids."""
     rng = np.random.default_rng(1)
     ids = rng.integers(CODES, size=(3, IDS)).astype(np.int32)
     ids[:, IDS // 2 :] = MASK_ID
-    tokens = with_class_token(tiny.config, jnp.arange(3), jnp.asarray(ids))
+    tokens = with_class_token(shallow.config, jnp.arange(3), jnp.asarray(ids))
     return tokens, rng.integers(CODES, size=(3, IDS)).astype(np.int32)
 
 
 @pytest.mark.slow
-def test_the_knob_goes_from_unguided_ids_to_the_guides(tiny, batch):
+def test_the_knob_goes_from_unguided_ids_to_the_guides(shallow, batch):
     tokens, guide_ids = batch
-    plain = sampling.sample(tiny, tokens, num_steps=4, seed=3, indices=jnp.arange(3))
-    np.testing.assert_array_equal(draw(tiny, *batch, "baseline"), plain)
-    np.testing.assert_array_equal(draw(tiny, *batch, "tilt", confidence=0.0), plain)
-    full = draw(tiny, *batch, "tilt", confidence=1.0)
+    plain = sampling.sample(shallow, tokens, num_steps=4, seed=3, indices=jnp.arange(3))
+    np.testing.assert_array_equal(draw(shallow, *batch, "baseline"), plain)
+    np.testing.assert_array_equal(draw(shallow, *batch, "tilt", confidence=0.0), plain)
+    full = draw(shallow, *batch, "tilt", confidence=1.0)
     np.testing.assert_array_equal(full[:, IDS // 2 :], guide_ids[:, IDS // 2 :])
     np.testing.assert_array_equal(full[:, : IDS // 2], tokens[:, 1 : IDS // 2 + 1])
 
 
-def test_another_confidence_compiles_nothing(tiny, batch):
-    draw(tiny, *batch, "tilt", confidence=0.2)
+def test_another_confidence_compiles_nothing(shallow, batch):
+    draw(shallow, *batch, "tilt", confidence=0.2)
     before = sampling._advance._cache_size()
-    mixed = draw(tiny, *batch, "tilt", confidence=jnp.array([0.2, 0.5, 0.8]), num_steps=5)
+    mixed = draw(shallow, *batch, "tilt", confidence=jnp.array([0.2, 0.5, 0.8]), num_steps=5)
     assert sampling._advance._cache_size() == before
-    alone = draw(tiny, *batch, "tilt", confidence=0.5, num_steps=5)
+    alone = draw(shallow, *batch, "tilt", confidence=0.5, num_steps=5)
     np.testing.assert_array_equal(mixed[1], alone[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["context", "learned"])
-def test_a_sample_depends_on_its_seed_and_index_alone(tiny, batch, method):
+def test_a_sample_depends_on_its_seed_and_index_alone(shallow, batch, method):
     tokens, guide_ids = batch
     kwargs = {"energy": np.eye(CODES, dtype=np.float32)} if method == "learned" else {}
-    three = draw(tiny, *batch, method, **kwargs)
-    one = draw(tiny, tokens[1:2], guide_ids[1:2], method, indices=jnp.array([1]), **kwargs)
+    three = draw(shallow, *batch, method, **kwargs)
+    one = draw(shallow, tokens[1:2], guide_ids[1:2], method, indices=jnp.array([1]), **kwargs)
     np.testing.assert_array_equal(one, three[1:2])
     np.testing.assert_array_equal(three[:, : IDS // 2], tokens[:, 1 : IDS // 2 + 1])
     assert three.min() >= 0 and three.max() < CODES
     if method == "learned":
-        np.testing.assert_array_equal(three, draw(tiny, *batch, "identity"))
+        np.testing.assert_array_equal(three, draw(shallow, *batch, "identity"))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +249,6 @@ def test_a_sample_depends_on_its_seed_and_index_alone(tiny, batch, method):
         ("not finite", "learned", {"energy": np.full((CODES, CODES), np.nan)}),
     ],
 )
-def test_bad_arguments_are_named(tiny, batch, words, method, kwargs):
+def test_bad_arguments_are_named(shallow, batch, words, method, kwargs):
     with pytest.raises(InputError, match=words):
-        draw(tiny, *batch, method, **kwargs)
+        draw(shallow, *batch, method, **kwargs)

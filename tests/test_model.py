@@ -135,7 +135,7 @@ def test_ids_are_the_nearest_codes():
 
 
 def test_the_class_token_comes_first():
-    config = load_model(GOLDEN).config
+    config = read_config(GOLDEN / "config.json")
     tokens = with_class_token(config, jnp.array([0, 9]), jnp.array([[1, 2], [3, -1]]))
     k = config.transformer.codebook_size
     np.testing.assert_array_equal(tokens, [[k, 1, 2], [k + 9, 3, -1]])

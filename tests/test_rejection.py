@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from experiments import clip, rejection
+from experiments import clip, digests, rejection
 from experiments.classifiers import load_classifier, load_demo_judge
 from maskgit_jax import world
 from maskgit_jax.errors import InputError
@@ -71,7 +71,7 @@ def test_without_flags_nothing_is_rejected(config, batch):
     found = read(config)
     assert found.num_candidates == 1
     assert found.record == {"num_candidates": 1, "score": None, "classifier": None, "clip": None}
-    measured = found.measure(*batch)
+    measured = found.load()(*batch)
     assert measured.keys() == {"structure_distance"}
     np.testing.assert_array_equal(measured["structure_distance"], batch[3])
 
@@ -79,7 +79,7 @@ def test_without_flags_nothing_is_rejected(config, batch):
 def test_structure_is_the_default_score(config, batch):
     found = read(config, "--keep=best_of_1000")
     assert (found.num_candidates, found.record["score"]) == (1000, "structure")
-    measured = found.measure(*batch)
+    measured = found.load()(*batch)
     assert measured.keys() == {"structure_distance", "score"}
     np.testing.assert_array_equal(measured["score"], -batch[3])
 
@@ -87,7 +87,7 @@ def test_structure_is_the_default_score(config, batch):
 def test_classifier_score_is_the_probability_of_the_label(config, networks, batch):
     found = read(config, "--keep=best_of_2", "--score=classifier", f"--classifier={networks[1]}")
     assert found.record["classifier"] == networks[1]
-    measured = found.measure(*batch)
+    measured = found.load()(*batch)
     probabilities = load_classifier(networks[1], len(NAMES))(batch[0])
     expected = [probabilities[0, 2], probabilities[1, 0], probabilities[2, 2]]
     np.testing.assert_allclose(measured["score"], expected, rtol=1e-6)
@@ -104,7 +104,7 @@ def test_demo_world_has_a_judge(config):
     )
     found = read(demo)
     assert found.record["classifier"] == "judge"
-    measured = found.measure(photos, photos, labels, np.zeros(4))
+    measured = found.load()(photos, photos, labels, np.zeros(4))
     assert measured.keys() == {"structure_distance", "class_probability"}
     expected = [row[label] for row, label in zip(load_demo_judge()(photos), labels, strict=True)]
     np.testing.assert_allclose(measured["class_probability"], expected, rtol=1e-6)
@@ -123,11 +123,12 @@ def test_clip_score_weighs_sketch_and_text(config, networks, batch, monkeypatch)
         "score": "clip",
         "classifier": None,
         "clip": networks[0],
+        "clip_digest": digests.of_path(networks[0]),
         "clip_prompt": "my {} at dawn",
         "clip_sketch_weight": 0.5,
         "clip_text_weight": 2.0,
     }
-    measured = found.measure(*batch)
+    measured = found.load()(*batch)
     pictures, sketches = map(loaded.embed_pictures, batch[:2])
     fly, a = map(loaded.embed_text, ("my house fly at dawn", "my a at dawn"))
     to_sketch = (pictures * sketches).sum(axis=1)
@@ -138,9 +139,25 @@ def test_clip_score_weighs_sketch_and_text(config, networks, batch, monkeypatch)
     assert abs(to_text[0] - pictures[0] @ a) > 1e-3
 
     # Asked for by name, CLIP measures whatever the score is.
-    other = read(config, *named).measure(*batch)
+    other = read(config, *named).load()(*batch)
     assert other.keys() == {"structure_distance", "clip_sketch", "clip_text"}
     np.testing.assert_allclose(other["clip_text"], to_text, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["file.onnx", "folder"])
+def test_a_network_that_changed_under_its_path_has_another_record(config, tmp_path, name):
+    path = tmp_path / name
+    file = path if path.suffix else path / "deep" / "weights"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"old")
+    old = read(config, f"--classifier={path}").record
+    assert old["classifier"] == str(path)
+    assert read(config, f"--classifier={path}").record == old
+    file.write_bytes(b"new")
+    new = read(config, f"--classifier={path}").record
+    assert {name for name in new if new[name] != old[name]} == {"classifier_digest"}
+    file.write_bytes(b"old")
+    assert read(config, f"--classifier={path}").record == old
 
 
 @pytest.mark.parametrize(

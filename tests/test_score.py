@@ -14,8 +14,7 @@ from experiments import metrics
 from experiments.image_sets import open_image_set, write_adm_npz
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
-
-ROOT = Path(__file__).parents[1]
+from tests.commands import ROOT, run_each
 
 
 def pictures(count: int, side: int = 16, seed: int = 0) -> np.ndarray:
@@ -112,28 +111,17 @@ def test_a_damaged_array_is_said_to_be_so(tmp_path):
         read_all(found, 4)
 
 
-def run(*command) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 def test_export_and_bad_flags(tmp_path):
     folder = write_folder(tmp_path / "set", pictures(6))
-    command = ("-m", "experiments.score", f"--samples={folder}")
-    result = run(*command, f"--export={tmp_path / 'out.npz'}")
-    assert result.returncode == 0, result.stderr
+    samples = f"--samples={folder}"
+    cases = {"export": [samples, "--export=out.npz"], "nothing to do": [samples]}
+    export, nothing = run_each("score", cases, cwd=tmp_path).values()
+    assert export.status is None, export.errors
     with np.load(tmp_path / "out.npz") as file:
         assert file["arr_0"].shape == (6, 16, 18, 3)
-    result = run(*command)
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("score: --inception is missing")
-    assert result.stderr.count("\n") == 1
+    assert nothing.status == 2 and nothing.output == ""
+    assert nothing.errors.startswith("score: --inception is missing")
+    assert nothing.errors.count("\n") == 1
 
 
 # The command with another network: features are mean colours, logits an eighth of them.
@@ -159,7 +147,13 @@ def test_scores_are_those_of_the_pictures(tmp_path):
     np.savez(tmp_path / "samples.npz", samples)
     write_folder(tmp_path / "reference", reference)
     arguments = (f"--samples={tmp_path / 'samples.npz'}", f"--reference={tmp_path / 'reference'}")
-    result = run("-c", COLOURS, *arguments, "--inception=weights", "--batch_size=4")
+    result = subprocess.run(
+        [sys.executable, "-c", COLOURS, *arguments, "--inception=weights", "--batch_size=4"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
 
     a, b = (x.mean(axis=(1, 2)) for x in (samples, reference))

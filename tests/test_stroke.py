@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,22 +40,35 @@ def folder(tmp_path_factory):
     return path
 
 
-def run(module: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
+def start(module: str, *args: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{module}", *args],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            # The same programs are compiled by one process after the other.
+            "JAX_COMPILATION_CACHE_DIR": str(cwd / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
     )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What the command printed, after it ended well."""
+    output, error = process.communicate()
+    assert process.returncode == 0, error
+    return output
 
 
 @pytest.mark.slow
 def test_a_stroke_becomes_pictures(folder):
     flags = "--image=photo.png", "--stroke=painted.png", "--mask=mask.png", "--label=ball"
     flags += "--num_steps=4", "--num_samples=2"
-    result = run("stroke", *flags, "--confidence=1", "--output_dir=out", cwd=folder)
-    assert result.returncode == 0, result.stderr
+    finish(start("stroke", *flags, "--confidence=1", "--output_dir=out", cwd=folder))
     text = (folder / "out" / "results.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert [(line["index"], line["method"], line["confidence"]) for line in lines] == [
@@ -109,24 +123,53 @@ def test_bad_input_is_one_line_and_status_2(folder):
     assert_refused("stroke", cases, cwd=folder)
 
 
+EVALUATION = (
+    *("--num_images=4", "--batch_size=4", "--num_steps=2", "--confidences=0,1"),
+    "--other_confidences=1",
+)
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder):
+    """The folder of an evaluation, and what it printed."""
+    flags = *EVALUATION, "--output_dir=evaluation"
+    return folder / "evaluation", finish(start("evaluate_strokes", *flags, cwd=folder))
+
+
 @pytest.mark.slow
-def test_the_evaluation_writes_its_table(folder):
-    result = run(
-        "evaluate_strokes",
-        *("--num_images=4", "--batch_size=4", "--num_steps=2", "--confidences=0,1"),
-        *("--other_confidences=1", "--output_dir=evaluation"),
-        cwd=folder,
-    )
-    assert result.returncode == 0, result.stderr
-    rows = json.loads((folder / "evaluation" / "strokes.json").read_text())["rows"]
+def test_the_evaluation_writes_its_table(evaluation):
+    path, output = evaluation
+    rows = json.loads((path / "strokes.json").read_text())["rows"]
     assert rows["stroke as painted"]["colour_distance"]["value"] == 0
     assert rows["tilt 1"]["guide_ids"]["value"] == 1
     assert rows["tilt 0"] == rows["baseline"]
     distance = {name: row["colour_distance"]["value"] for name, row in rows.items()}
     assert distance["tilt 1"] < distance["baseline"]
-    assert result.stdout.count("\n| ") + 1 == 2 + len(rows)
+    assert output.count("\n| ") + 1 == 2 + len(rows)
     for name in ("confidence.png", "grid.png"):
-        assert read_image(folder / "evaluation" / name).std() > 10
+        assert read_image(path / name).std() > 10
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_to_the_same_bytes(folder, evaluation):
+    whole, printed = evaluation
+    path, flags = folder / "killed", (*EVALUATION, "--output_dir=killed")
+    process = start("evaluate_strokes", *flags, cwd=folder)
+    while not (path / "strokes.jsonl").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    done = (path / "strokes.jsonl").read_bytes()
+    assert 0 < len(done) < len((whole / "strokes.jsonl").read_bytes())
+    (path / "strokes.jsonl").write_bytes(done + done[:40])  # killed while it wrote
+    assert finish(start("evaluate_strokes", *flags, cwd=folder)) == printed.replace(
+        "evaluation/", "killed/"
+    )
+    for name in ("strokes.jsonl", "strokes.json", "confidence.png", "grid.png"):
+        assert (path / name).read_bytes() == (whole / name).read_bytes(), name
+    other = {"seed": ([*flags, "--seed=1"], "made by other flags")}
+    assert_refused("evaluate_strokes", other, cwd=folder)
 
 
 def test_distances_are_means_inside_the_stroke():

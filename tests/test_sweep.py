@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from maskgit_jax import checkpoint
-from tests.commands import ROOT, assert_refused
+from tests.commands import ROOT, assert_refused, run_each
 from tests.test_evaluate import write_random_model
 
 SKETCHES = ROOT / "experiments" / "sketches"
@@ -258,28 +258,18 @@ def bad_flags(folder: Path) -> dict[str, tuple[list[str], str]]:
 
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(folder, finished):
-    # The decoder, which compiles, is not made before all is checked.
-    prepare = "sweep.make_decoder = None"
+    # Networks are not loaded before all is checked.
+    prepare = "sweep.load_model = None"
     assert_refused("sweep", bad_flags(folder), cwd=folder, prepare=prepare)
 
 
-@pytest.mark.parametrize("name", ["demo", "quick"])
-def test_flag_files_are_read(name, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.sweep",
-            f"--flagfile={ROOT}/experiments/flagfiles/{name}.flags",
-            "--dry_run",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr
-    count = {"demo": 10 * 5 * 3 * 2, "quick": 10 * 2 * 2}[name]
-    assert result.stdout.startswith(f"{count} items: 10 sketches")
+def test_flag_files_are_read(tmp_path):
+    counts = {"demo": 10 * 5 * 3 * 2, "quick": 10 * 2 * 2}
+    flags = {
+        name: [f"--flagfile={ROOT}/experiments/flagfiles/{name}.flags", "--dry_run"]
+        for name in counts
+    }
+    for name, ended in run_each("sweep", flags, cwd=tmp_path).items():
+        assert ended.status is None, ended.errors
+        assert ended.output.startswith(f"{counts[name]} items: 10 sketches")
     assert not list(tmp_path.iterdir())

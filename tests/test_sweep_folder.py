@@ -124,6 +124,17 @@ def test_other_folders_are_refused(tmp_path):
         make_folder(tmp_path / "file" / "sweep")
 
 
+def test_a_folder_is_checked_before_all_of_the_plan_is_known(tmp_path):
+    SweepFolder(tmp_path / "new").check(RECORD)
+    assert not list((tmp_path / "new").iterdir())
+    make_folder(tmp_path / "new", record=RECORD | {"weights": "ab"})
+    SweepFolder(tmp_path / "new").check(RECORD)
+    with pytest.raises(InputError, match="model is demo there, other by these flags"):
+        SweepFolder(tmp_path / "new").check(RECORD | {"model": "other"})
+    with pytest.raises(InputError, match="weights is ab there, cd by these flags"):
+        make_folder(tmp_path / "new", record=RECORD | {"weights": "cd"})
+
+
 def test_a_damaged_line_is_named(tmp_path):
     folder = make_folder(tmp_path)
     (tmp_path / "results.jsonl").write_text('{"item": 0}\nno line\n')

@@ -58,8 +58,7 @@ def start(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
     env = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         # Most of the time goes into compiling.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }

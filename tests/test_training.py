@@ -13,7 +13,8 @@ from tests.conftest import released
 
 def test_masks_follow_the_cosine_of_a_uniform_draw():
     ids = jnp.zeros((4000, 100), jnp.int32)
-    hidden = np.sum(np.asarray(training.hide_at_random(jax.random.key(0), ids)) == -1, axis=1)
+    ids = np.asarray(jax.jit(training.hide_at_random)(jax.random.key(0), ids))
+    hidden = np.sum(ids == -1, axis=1)
     assert hidden.min() >= 1
     # E cos(πr/2) = 2/π; its standard deviation 0.31 / √4000 = 0.005.
     np.testing.assert_allclose(hidden.mean() / 100, 2 / np.pi, atol=0.02)
@@ -21,17 +22,22 @@ def test_masks_follow_the_cosine_of_a_uniform_draw():
     np.testing.assert_allclose(np.mean(hidden > 50), 2 / 3, atol=0.04)
 
 
-def test_masked_loss_is_the_smoothed_cross_entropy_of_hidden_ids(tiny):
+def test_masked_loss_is_the_smoothed_cross_entropy_of_hidden_ids(shallow):
     ids = jax.random.randint(jax.random.key(1), (6, 16), 0, 24)
     labels = jnp.arange(6) % 5
     key = jax.random.key(2)
-    loss, metrics = training.masked_token_loss(
-        tiny.transformer, released(tiny), (ids, labels), key, deterministic=True
-    )
-    hidden_ids = training.hide_at_random(jax.random.split(key)[0], ids)
-    tokens = jnp.concatenate([24 + labels[:, None], hidden_ids], axis=1)
-    logits = np.asarray(tiny.transformer.apply({"params": released(tiny)}, tokens))
-    logits = logits[:, 1:, :24].astype(np.float64)
+
+    @jax.jit  # all at once: the network is compiled once
+    def run(params):
+        loss = training.masked_token_loss(
+            shallow.transformer, params, (ids, labels), key, deterministic=True
+        )
+        hidden_ids = training.hide_at_random(jax.random.split(key)[0], ids)
+        tokens = jnp.concatenate([24 + labels[:, None], hidden_ids], axis=1)
+        return loss, hidden_ids, shallow.transformer.apply({"params": params}, tokens)
+
+    (loss, metrics), hidden_ids, logits = run(released(shallow))
+    logits = np.asarray(logits)[:, 1:, :24].astype(np.float64)
     log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     picked = np.take_along_axis(log_p, np.asarray(ids)[..., None], axis=-1)[..., 0]
     each = -(0.9 * picked + 0.1 * log_p.mean(axis=-1))
@@ -61,9 +67,15 @@ def test_tokenizer_loss_terms(tiny):
 def test_entropy_term_prefers_sure_latents_and_all_codes(tiny):
     """With its weight, the loss falls by weight · (log 24 − 0) at best and never more."""
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
-    params = tiny.tokenizer_params
-    without, _ = training.tokenizer_loss(tiny.tokenizer, params, images, entropy_weight=0.0)
-    with_it, metrics = training.tokenizer_loss(tiny.tokenizer, params, images, entropy_weight=0.1)
+
+    @jax.jit  # all at once: the network is compiled once
+    def run(params):
+        return [
+            training.tokenizer_loss(tiny.tokenizer, params, images, entropy_weight=weight)
+            for weight in (0.0, 0.1)
+        ]
+
+    (without, _), (with_it, metrics) = run(tiny.tokenizer_params)
     assert 0 < without - with_it <= 0.1 * np.log(24) + 1e-6
     assert 1 <= metrics["codes_used"] <= 24
 
@@ -152,9 +164,17 @@ def test_average_weights_follow_the_formula():
         np.testing.assert_allclose(state.average, average, rtol=1e-5)
 
 
-def test_without_decay_the_average_is_the_weights(autoencoder_update, pictures):
-    state, _ = autoencoder_update(pictures)
-    jax.tree.map(np.testing.assert_array_equal, state.average, state.params)
+def test_without_decay_the_average_is_the_weights():
+    def loss(params, batch, key):
+        return jnp.sum(params * batch), {}
+
+    optimizer = optax.sgd(1.0)
+    state = training.init_state(jnp.array([3.0, -1.0]), optimizer)
+    step = jax.jit(functools.partial(training.update, loss, optimizer))
+    for _ in range(2):
+        state, _ = step(state, np.array([[0.3, 1.0]]), jax.random.key(0))
+    np.testing.assert_allclose(state.params, [2.4, -3.0], rtol=1e-6)
+    np.testing.assert_array_equal(state.average, state.params)
 
 
 def test_learning_rates():
@@ -174,11 +194,11 @@ def test_muon_makes_the_steps_of_matrices_orthogonal(tiny):
         0.5, 10, 0, 0.0, name="muon", decay="constant", clip_norm=1e9
     )
     params = {"kernel": jnp.zeros((8, 2, 6)), "bias": jnp.zeros(5)}
+    rng = np.random.default_rng(0)
     gradients = jax.tree.map(
-        lambda x: jax.random.normal(jax.random.key(0), x.shape) * 1.5 ** jnp.arange(x.shape[-1]),
-        params,
+        lambda x: np.float32(rng.normal(size=x.shape) * 1.5 ** np.arange(x.shape[-1])), params
     )
-    steps, _ = optimizer.update(gradients, optimizer.init(params), params)
+    steps, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     # Inputs 8, outputs 2·6: rms 0.2 times the rate, so each of the 8 singular values is 0.2·√12.
     values = np.linalg.svd(steps["kernel"].reshape(8, 12), compute_uv=False)
     np.testing.assert_allclose(values / (0.5 * 0.2 * 12**0.5), 1, atol=0.4)
@@ -201,7 +221,8 @@ def test_gradients_are_clipped():
     params = jnp.array([0.0, 0.0])
     for clip_norm, expected in ((1.0, [0.6, 0.8]), (100.0, [3.0, 4.0])):
         optimizer = training.make_optimizer(1.0, 10, 1, 0.0, clip_norm=clip_norm)
-        _, state = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(params), params)
+        update = jax.jit(optimizer.update)
+        _, state = update(jnp.array([3.0, 4.0]), optimizer.init(params), params)
         moments = optax.tree_utils.tree_get(state, "mu")
         np.testing.assert_allclose(moments, 0.1 * np.array(expected), rtol=1e-5)
 

@@ -185,8 +185,7 @@ def place(tmp_path_factory):
 def start(place: Path, command: str, folder: str) -> subprocess.Popen:
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         # Most of the time goes into compiling.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
@@ -269,6 +268,7 @@ def test_bad_input_is_refused_with_one_line(place):
         "no classes": ([f"--data={place / 'empty'}"], "has no sub-folders"),
         "other classes": ([pictures], "the model knows no 'blue'"),
         "steps": (["--num_steps=0"], "num_steps"),
+        "no samples": (["--sample_every=5"], "sample_every"),
     }
     energy = {"confidence": (["--confidence=2"], "confidence")}
     assert_refused("tune_energy", common | energy, cwd=place)

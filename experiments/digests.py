@@ -1,0 +1,38 @@
+"""Digests of what a run is given: a resumed run tells by them that a file became another one."""
+
+import hashlib
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from maskgit_jax.errors import InputError
+from maskgit_jax.model import Model
+
+
+def of_path(path: str | Path) -> str:
+    """Names the content of a file, or of all files in a folder and their names in it.
+
+    Raises:
+      InputError: something there cannot be read.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    try:
+        inside = [path] if path.is_file() else sorted(path.rglob("*"))
+        for file in filter(Path.is_file, inside):
+            digest.update(f"{file.relative_to(path)}\0".encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror or error})") from None
+    return digest.hexdigest()[:16]
+
+
+def of_weights(model: Model) -> str:
+    """Tells models with other weights apart."""
+    checksum = 0
+    for leaf in jax.tree.leaves((model.transformer_params, model.tokenizer_params)):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    return f"{checksum:08x}"
