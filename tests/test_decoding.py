@@ -29,13 +29,20 @@ def run(tokens, first, last, num_steps, seed=0, **kwargs):
     return states
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 30))
+hide_lowest = jax.jit(decoding.hide_lowest)
+
+
+# Few lengths: each is compiled.
+@given(
+    st.sampled_from([1, 2, 7, 30]).flatmap(
+        lambda size: st.lists(st.integers(0, 5), min_size=size, max_size=size)
+    ),
+    st.integers(0, 30),
+)
 @settings(max_examples=30, deadline=None)
 def test_hide_lowest_takes_exactly_the_lowest(scores, count):
     count = min(count, len(scores))
-    hide = decoding.hide_lowest(
-        jnp.asarray(scores, jnp.float32), jnp.int32(count), jax.random.key(len(scores))
-    )
+    hide = hide_lowest(np.float32(scores), count, jax.random.key(len(scores)))
     hidden, kept = np.asarray(scores)[hide], np.asarray(scores)[~np.asarray(hide)]
     assert len(hidden) == count
     if len(hidden) and len(kept):
@@ -44,7 +51,7 @@ def test_hide_lowest_takes_exactly_the_lowest(scores, count):
 
 def test_equal_scores_are_hidden_at_random():
     keys = jax.random.split(jax.random.key(0), 2000)
-    hide = jax.vmap(lambda key: decoding.hide_lowest(jnp.zeros(10), jnp.int32(3), key))(keys)
+    hide = jax.vmap(hide_lowest, in_axes=(None, None, 0))(np.zeros(10, np.float32), 3, keys)
     # Standard error of each share: sqrt(.3 * .7 / 2000) = 0.010.
     np.testing.assert_allclose(np.mean(hide, axis=0), 0.3, atol=0.045)
 
@@ -78,7 +85,8 @@ def test_confidence_decides_when_temperature_is_zero():
     tokens = jnp.array([24, *[-1] * 16])
     remask = maskgit_remask(jnp.int32(16), num_steps=2, temperature=0.0, schedule="linear")
     start = DecodeState(tokens, tokens, jax.random.key(3))
-    state = decoding.decode(lambda ids, step: sharp, remask, start, 0, 1)
+    decode = functools.partial(decoding.decode, lambda ids, step: sharp, remask)
+    state = jax.jit(decode)(start, 0, 1)
     hidden = np.asarray(state.ids[1:] == MASK_ID)
     probabilities = np.asarray(jax.nn.softmax(sharp))[np.arange(1, 17), state.sampled[1:]]
     assert hidden.sum() == 8

@@ -33,17 +33,27 @@ def test_code_logits_are_the_module_s(tiny):
     guides = jnp.full_like(ids, 3).at[:, 10].set(-1)
     apply = functools.partial(tiny.transformer.apply, {"params": released(tiny)})
     logits = functools.partial(inference.code_logits, tiny.transformer, tiny.transformer_params)
-    np.testing.assert_allclose(logits(ids), apply(ids)[..., :24], rtol=1e-4, atol=1e-5)
-    expected = apply(ids, guide_ids=guides)[..., :24]
-    np.testing.assert_allclose(logits(ids, guides), expected, rtol=1e-4, atol=1e-5)
-    assert np.max(np.abs(expected - apply(ids)[..., :24])) > 0.1
+
+    @jax.jit  # all at once: the layers are compiled once
+    def run(ids, guides):
+        plain = logits(ids), apply(ids)[..., :24]
+        return plain, (logits(ids, guides), apply(ids, guide_ids=guides)[..., :24])
+
+    plain, guided = run(ids, guides)
+    np.testing.assert_allclose(*plain, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(*guided, rtol=1e-4, atol=1e-5)
+    assert np.max(np.abs(guided[1] - plain[1])) > 0.1
 
 
 def test_bfloat16_is_near_and_gives_float32_logits(tiny):
     ids = jnp.array([24, *range(8), *[-1] * 8])
-    full = inference.code_logits(tiny.transformer, tiny.transformer_params, ids)
-    halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.transformer_params)
-    half = inference.code_logits(tiny.transformer, halved, ids)
+
+    @jax.jit
+    def run(params):
+        halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        return [inference.code_logits(tiny.transformer, each, ids) for each in (params, halved)]
+
+    full, half = run(tiny.transformer_params)
     assert half.dtype == jnp.float32
     error = np.sqrt(np.mean((half - full) ** 2) / np.mean(full**2))
     assert 1e-4 < error < 0.05
