@@ -20,7 +20,7 @@ from absl import flags
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from experiments import cli, files, guidance_flags, tradeoff
+from experiments import cli, digests, files, guidance_flags, tradeoff
 from experiments.demo_world import load_demo_world_model
 from experiments.generation import decode
 from experiments.judge import load_judge
@@ -115,6 +115,7 @@ def main() -> None:
     record = guided.record | {
         "num_sketches": _NUM_SKETCHES.value,
         "num_reference": _NUM_REFERENCE.value,
+        "weights": digests.of_weights(model),
     }
     done = _read_done(path, record)
     scenes = draw_scenes(model, _NUM_SKETCHES.value, "sketch")

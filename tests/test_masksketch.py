@@ -64,7 +64,7 @@ def test_equal_sketches_with_other_indices_give_other_samples(tiny):
 @pytest.mark.slow
 def test_one_compilation_serves_all_settings(tiny):
     draw(tiny)
-    functions = masksketch._start, sampling._advance, masksketch._distances
+    functions = masksketch._start, sampling._advance
     before = [f._cache_size() for f in functions]
     results = [
         draw(tiny, lambda_s=0.0),
