@@ -75,7 +75,7 @@ def main() -> None:
     if start is None:
         params = jax.jit(tokenizer.init)(key, example)["params"]
     else:
-        _, params = model.load_tokenizer(start, cfg.tokenizer)
+        _, params = model.load_tokenizer(start, cfg)
     opponent = None
     if _ADVERSARIAL_WEIGHT.value or _PERCEPTUAL_WEIGHT.value:
         discriminator = adversarial.Discriminator(size, _DISCRIMINATOR_FILTERS.value)

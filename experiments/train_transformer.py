@@ -62,7 +62,7 @@ def main() -> None:
             checkpoint.write_checkpoint(path, started.tokenizer_params)
             write_config(folder / "config.json", started.config)
     cfg = read_config(folder / "config.json")
-    tokenizer, tokenizer_params = model.load_tokenizer(folder, cfg.tokenizer)
+    tokenizer, tokenizer_params = model.load_tokenizer(folder, cfg)
     data = training_flags.dataset(cfg.tokenizer.image_size, _BATCH_SIZE.value)
     cfg = _with_classes(folder, cfg, data.class_names)
     if start is not None:

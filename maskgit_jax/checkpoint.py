@@ -4,6 +4,7 @@ A checkpoint is `flax.serialization.to_bytes({'params': tree})`: msgpack with ar
 A manifest lists every parameter path of such a file with its shape and dtype.
 """
 
+import hashlib
 import json
 import os
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgpack
 import numpy as np
 from flax import serialization
 
@@ -23,16 +25,25 @@ Manifest = dict[str, tuple[tuple[int, ...], str]]
 Params = dict[str, Any]
 """Nested dicts of arrays: what stands under 'params' in a checkpoint."""
 
+CHECKSUMS = "checksums.json"
+"""Beside a model's files: the SHA-256 of each when it was written."""
+
 _FETCH_AGAIN = "fetch or copy the file again"
+_BLOCK = 1 << 20
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Params:
     """Returns the nested dict of read-only numpy arrays under 'params' in a released-format file.
 
     Raises `InputError` if the file is missing, a folder, unreadable, empty, cut short, followed by
-    other data, a web page, not msgpack, or msgpack of something else than `{'params': arrays}`.
+    other data, a web page, not msgpack, msgpack of something else than `{'params': arrays}`, or
+    not what the folder's checksums say.
     """
-    return parse_checkpoint(_read_bytes(path), source=str(path))
+    data = _read_bytes(path)
+    # The hash last: other lines say more about what is wrong.
+    params = parse_checkpoint(data, source=str(path))
+    check_checksum(Path(path), hashlib.sha256(data).hexdigest())
+    return params
 
 
 def parse_checkpoint(data: bytes, *, source: str) -> Params:
@@ -70,27 +81,102 @@ def write_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) ->
     """Writes nested dicts of arrays in the released format, entries in the order they stand.
 
     The file appears under its name complete or not at all: it is written beside it, flushed to
-    disk and renamed. Raises `InputError` if the folder cannot be written or `params` is no tree of
-    arrays with string keys.
+    disk and renamed. Its checksum is recorded. Raises `InputError` if the folder cannot be written
+    or `params` is no tree of arrays with string keys.
     """
     path = Path(path)
     _check_tree(params, str(path))
-    data = serialization.to_bytes({"params": params})
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                for piece in _pack({"params": params}):
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        record_checksum(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror}); choose a folder that exists, is "
             "writable and has space"
         ) from error
+
+
+def _pack(tree: Any) -> Iterator[bytes]:
+    """`serialization.to_bytes` piece by piece: in one, it takes three times the memory."""
+    if not isinstance(tree, Mapping):
+        yield serialization.msgpack_serialize(np.asarray(tree))
+        return
+    packer = msgpack.Packer()
+    yield packer.pack_map_header(len(tree))
+    for key, value in tree.items():
+        yield packer.pack(key)
+        yield from _pack(value)
+
+
+def record_checksum(path: Path) -> None:
+    """Notes a file's SHA-256 in the `CHECKSUMS` of its folder, in place of an earlier one.
+
+    Raises:
+      OSError: that cannot be written.
+    """
+    noted = _checksums(path.parent) | {path.name: _sha256(path)}
+    temporary = path.with_name(f".{CHECKSUMS}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(json.dumps(noted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(temporary, path.with_name(CHECKSUMS))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_checksum(path: Path, found: str | None = None) -> None:
+    """Compares a file's SHA-256 with the one noted when it was written, if any was.
+
+    Args:
+      path: the file.
+      found: its SHA-256, where it is known.
+
+    Raises:
+      InputError: they differ.
+    """
+    expected = _checksums(path.parent).get(path.name)
+    if expected is None:
+        return
+    found = found or _sha256(path)
+    if expected != found:
+        raise InputError(
+            f"{path} is damaged: its SHA-256 is {found[:12]}…, {CHECKSUMS} says "
+            f"{str(expected)[:12]}…; {_FETCH_AGAIN}, or remove its line there if you changed it"
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    path = folder / CHECKSUMS
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        noted = None
+    if not isinstance(noted, dict):
+        raise InputError(f"{path} is damaged: {_FETCH_AGAIN}, or remove it to go without checksums")
+    return noted
+
+
+def parameter_shapes(module: Any, example: jax.ShapeDtypeStruct) -> Any:
+    """Names and shapes of a module's parameters; nothing is computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:

@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and words from outside made fit for it."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,14 @@ class InputError(ValueError):
     The message is one line that says what was found, what was expected and how to mend it.
     Commands print it alone and exit with status 2; library users catch it as a `ValueError`.
     """
+
+
+def printable(found: object, most: int = 200) -> str:
+    """What a file, a server or a library said, as a piece of one line.
+
+    White space becomes single spaces, other control characters are left out, and what is longer
+    than `most` characters is cut.
+    """
+    text = " ".join(str(found).split())
+    text = "".join(character for character in text if character.isprintable())
+    return text if len(text) <= most else text[: most - 1] + "…"

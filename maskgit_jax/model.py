@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from maskgit_jax import checkpoint, download
-from maskgit_jax.config import ModelConfig, TokenizerConfig, read_config
+from maskgit_jax import checkpoint, conversion, download
+from maskgit_jax.checkpoint import parameter_shapes as parameter_shapes
+from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import stack_layers
@@ -107,8 +108,9 @@ def load_model(name: str | os.PathLike[str], *, dtype: str = "float32") -> Model
 
     Args:
       name: "demo" (ships with the package), "imagenet256" or "imagenet512" (fetched once to a
-        cache folder, see `download`), or the path of a folder with `config.json`,
-        `maskgit_checkpoint` and `tokenizer_checkpoint` in the released format.
+        cache folder, see `download`), or the path of a folder with `config.json` and either
+        `maskgit_checkpoint` and `tokenizer_checkpoint` in the released format or
+        `model.safetensors` (see `conversion`).
       dtype: of the transformer's weights and products, one of `DTYPES`; softmax, normalisation,
         divergence and logits are float32 in either. The tokenizer is always float32.
 
@@ -123,10 +125,9 @@ def load_model(name: str | os.PathLike[str], *, dtype: str = "float32") -> Model
         folder = download.fetch_model(str(name))
     else:
         folder = builtin_folder(str(name)) if name in _BUILTIN else Path(name)
-    tokenizer, tokenizer_params = load_tokenizer(folder, config.tokenizer)
+    tokenizer, tokenizer_params = load_tokenizer(folder, config)
     transformer = Transformer(config.transformer)
-    ids = jax.ShapeDtypeStruct((1, config.transformer.sequence_length), jnp.int32)
-    released = _load_params(folder / "maskgit_checkpoint", transformer, ids)
+    released = _load_params(folder, "maskgit", config)
     transformer_params = jax.tree.map(lambda x: x.astype(dtype), stack_layers(released))
     return Model(
         config=config,
@@ -137,26 +138,28 @@ def load_model(name: str | os.PathLike[str], *, dtype: str = "float32") -> Model
     )
 
 
-def load_tokenizer(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, Any]:
+def load_tokenizer(folder: Path, config: ModelConfig) -> tuple[Tokenizer, Any]:
     """Loads a model folder's tokenizer alone: the module and its weights."""
-    tokenizer = Tokenizer(config)
-    size = config.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return tokenizer, _load_params(folder / "tokenizer_checkpoint", tokenizer, images)
+    return Tokenizer(config.tokenizer), _load_params(folder, "tokenizer", config)
 
 
-def parameter_shapes(module: Any, example: jax.ShapeDtypeStruct) -> Any:
-    """Names and shapes of a module's parameters; nothing is computed."""
-    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
-
-
-def _load_params(path: Path, module: Any, example: jax.ShapeDtypeStruct) -> Any:
-    params = checkpoint.read_checkpoint(path)
-    # The configuration is what the code would run; the file decides whether that is true.
-    if isinstance(module, Transformer):
-        _check_heads(path, params, module.config.num_heads)
-    expected = checkpoint.manifest_of(parameter_shapes(module, example))
-    checkpoint.check_params(params, expected, source=str(path))
+def _load_params(folder: Path, kind: str, config: ModelConfig) -> Any:
+    """One half's weights from either form of a model folder."""
+    path = folder / f"{kind}_checkpoint"
+    both = folder / conversion.SAFETENSORS
+    if both.is_file() and not path.exists():
+        checkpoint.check_checksum(both)
+        weights = {weights.kind: weights for weights in conversion.open_weights(both)}
+        if kind not in weights:
+            raise InputError(f"{both} holds no {kind}: convert the model again")
+        params = conversion.read_weights(weights[kind], config)
+    else:
+        params = checkpoint.read_checkpoint(path)
+        # The configuration is what the code would run; the file decides whether that is true.
+        if kind == "maskgit":
+            _check_heads(path, params, config.transformer.num_heads)
+        expected = checkpoint.manifest_of(conversion.model_shapes(kind, config))
+        checkpoint.check_params(params, expected, source=str(path))
     return jax.tree.map(jnp.asarray, params)
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import socket
@@ -5,11 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import jax
 import numpy as np
 import platformdirs
 import pytest
@@ -18,25 +22,20 @@ from flax import serialization
 
 from maskgit_jax import download
 from maskgit_jax.checkpoint import manifest_of
-from maskgit_jax.download import BASE_URL, KINDS, MODELS, fetch_files, fetch_model
+from maskgit_jax.config import read_config, write_config
+from maskgit_jax.download import KINDS, MODELS, PYTORCH, SOURCES, fetch_files, fetch_model
 from maskgit_jax.errors import InputError
+from tests.test_conversion import make_config, random_params
+from tests.torch_writer import renamed, write_torch
 
 NAME = "imagenet256"
-CONFIG = b'{"transformer": {}}'
+CONFIG = make_config(multipliers=(2, 2), filters=8, hidden=24)
 ROOT = Path(__file__).parents[1]
 
 
-def make_params(kind="tokenizer"):
-    rng = np.random.default_rng(len(kind))
-    layer = {
-        "kernel": rng.standard_normal((200, 100)).astype(np.float32),
-        "bias": np.zeros(100, np.float32),
-    }
-    return {f"{kind}_0": layer}
-
-
-FILES = {kind: serialization.to_bytes({"params": make_params(kind)}) for kind in KINDS}
-MANIFESTS = {kind: manifest_of(make_params(kind)) for kind in KINDS}
+PARAMS = random_params(CONFIG)
+FILES = {kind: serialization.to_bytes({"params": params}) for kind, params in PARAMS.items()}
+MANIFESTS = {kind: manifest_of(params) for kind, params in PARAMS.items()}
 TOTAL = len(FILES["tokenizer"])
 
 
@@ -59,7 +58,9 @@ class Server(ThreadingHTTPServer):
 
     def ranges(self):
         """The Range headers of the requests for the first file."""
-        return [header for path, header in self.requests if "tokenizer" in path]
+        return [
+            header for path, header in self.requests if "tokenizer" in path and ".ckpt" not in path
+        ]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -164,7 +165,7 @@ def page(content):
 
 def changed(change):
     """Another checkpoint instead, whole and with the right Content-Length."""
-    params = make_params()
+    params = jax.tree.map(np.copy, PARAMS["tokenizer"])
     change(params)
     return page(serialization.to_bytes({"params": params}))
 
@@ -199,17 +200,23 @@ def part(cache):
 
 def fetch(server, cache):
     return fetch_files(
-        NAME, base_url=server.base_url, cache_dir=cache, manifests=MANIFESTS, config=CONFIG
+        NAME,
+        sources=download.own_sources(server.base_url),
+        cache_dir=cache,
+        manifests=MANIFESTS,
+        config=CONFIG,
     )
 
 
-def check_folder(folder):
-    assert sorted(os.listdir(folder)) == [
+def check_folder(folder, checksums=True):
+    found = sorted(os.listdir(folder))
+    assert found[: -3 if checksums else 0] == ["checksums.json"][:checksums]
+    assert found[-3:] == [
         "config.json",
         "maskgit_checkpoint",
         "tokenizer_checkpoint",
     ]
-    assert (folder / "config.json").read_bytes() == CONFIG
+    assert read_config(folder / "config.json") == CONFIG
     for kind, data in FILES.items():
         assert (folder / f"{kind}_checkpoint").read_bytes() == data
 
@@ -265,7 +272,7 @@ def test_files_put_by_hand_need_no_server(server, cache):
     folder.mkdir(parents=True)
     for kind, data in FILES.items():
         (folder / f"{kind}_checkpoint").write_bytes(data)
-    check_folder(fetch(server, cache))
+    check_folder(fetch(server, cache), checksums=False)
     assert server.requests == []
 
 
@@ -305,8 +312,8 @@ def test_cut_off_always_keeps_the_part_and_a_rerun_resumes(server, cache):
     part = cache / NAME / "tokenizer_checkpoint.part"
     assert message == (
         f"{server.base_url}/tokenizer_{NAME}_checkpoint was cut off in 3 attempts ({size} of "
-        f"{TOTAL} bytes received); check the network and run again, or put the file at "
-        f"{part.with_suffix('')} by hand; {size} bytes are kept in {part}, a rerun resumes there"
+        f"{TOTAL} bytes received); check the network and run again; "
+        f"{size} bytes are kept in {part}, a rerun resumes there"
     )
     assert server.ranges()[3] == f"bytes={size}-"
 
@@ -352,7 +359,7 @@ def test_content_range_that_does_not_fit_starts_again(server, cache, part, span)
 def test_part_of_another_file_is_found_out(server, cache, part):
     part.write_bytes(b"<html>" + b"x" * 994)
     message = failing(server, cache, [])
-    assert "is a web page" in message and message.endswith("; the download was deleted")
+    assert "is a web page" in message and "; the download was deleted)," in message
     assert server.ranges() == ["bytes=1000-", None]
 
 
@@ -369,18 +376,19 @@ def test_part_of_another_file_is_found_out(server, cache, part):
 )
 def test_status(server, cache, code, text):
     message = failing(server, cache, [status(code)])
+    url = f"{server.base_url}/tokenizer_{NAME}"
     assert message == (
-        f"{server.base_url}/tokenizer_{NAME}_checkpoint answered HTTP {text}; expected the file; "
-        "check the address (MASKGIT_BASE_URL) or put the file at "
-        f"{cache / NAME / 'tokenizer_checkpoint'} by hand"
+        f"tokenizer_{NAME}_checkpoint cannot be fetched; tried {url}_checkpoint (answered HTTP "
+        f"{text}), {url}.ckpt (answered HTTP 404 Not Found); check the network and "
+        "MASKGIT_BASE_URL, or bring the files by hand: python -m experiments.convert "
+        f"--config={NAME} --source=FILES --output_dir=FOLDER makes a folder for --model=FOLDER"
     )
-    assert len(server.requests) == 3
+    assert len(server.requests) == 4
 
 
 def test_status_while_resuming_keeps_the_part(server, cache, part):
     message = failing(server, cache, [status(503)])
-    assert "HTTP 503 Service Unavailable; expected the file" in message
-    assert message.endswith(f"1000 bytes are kept in {part}, a rerun resumes there")
+    assert f"HTTP 503 Service Unavailable; 1000 bytes are kept in {part}, a rerun" in message
     assert server.ranges() == ["bytes=1000-", "bytes=1000-"]
 
 
@@ -391,14 +399,14 @@ def test_redirects_without_end(server, cache):
 
 def test_second_file_fails(server, cache):
     server.answers = [serve, status(404)]
-    assert f"/maskgit_{NAME}_checkpoint answered HTTP 404" in error_of(fetch, server, cache)
-    assert os.listdir(cache / NAME) == ["tokenizer_checkpoint"]
+    assert f"/maskgit_{NAME}_checkpoint (answered HTTP 404" in error_of(fetch, server, cache)
+    assert sorted(os.listdir(cache / NAME)) == ["checksums.json", "tokenizer_checkpoint"]
     check_folder(fetch(server, cache))
     assert len(server.ranges()) == 1
 
 
 def drop(params):
-    del params["tokenizer_0"]["bias"]
+    del params["quantizer"]["codebook"]
 
 
 def add(params):
@@ -406,11 +414,11 @@ def add(params):
 
 
 def transpose(params):
-    params["tokenizer_0"]["kernel"] = params["tokenizer_0"]["kernel"].T
+    params["quantizer"]["codebook"] = params["quantizer"]["codebook"].T
 
 
 def spoil(params):
-    params["tokenizer_0"]["kernel"][3, 2] = np.nan
+    params["quantizer"]["codebook"][3, 2] = np.nan
 
 
 @pytest.mark.parametrize(
@@ -424,17 +432,18 @@ def spoil(params):
         (page(b""), "is empty"),
         (page(FILES["tokenizer"][:-1]), f"is not a whole Flax checkpoint ({TOTAL - 1} bytes"),
         (page(FILES["tokenizer"] + b"0"), "unpack(b) received extra data"),
-        (page(FILES["maskgit"]), "2 of 2 missing, first 'params/tokenizer_0/"),
-        (changed(drop), "1 of 2 missing, first 'params/tokenizer_0/bias'"),
+        (page(FILES["maskgit"]), "first 'params/decoder/Conv_0/bias'"),
+        (changed(drop), "missing, first 'params/quantizer/codebook'"),
         (changed(add), "1 unexpected, first 'params/extra/bias'"),
-        (changed(transpose), "'params/tokenizer_0/kernel': found (100, 200), expected (200, 100)"),
-        (changed(spoil), "1 with NaN or infinite values, first 'params/tokenizer_0/kernel'"),
+        (changed(transpose), "'params/quantizer/codebook': found (5, 7), expected (7, 5)"),
+        (changed(spoil), "1 with NaN or infinite values, first 'params/quantizer/codebook'"),
     ],
 )
 def test_bad_content_is_deleted(server, cache, answer, found):
     message = failing(server, cache, [answer])
-    assert message.startswith(f"{server.base_url}/tokenizer_{NAME}_checkpoint ")
-    assert found in message and message.endswith("; the download was deleted")
+    url = f"{server.base_url}/tokenizer_{NAME}_checkpoint"
+    assert message.startswith(f"tokenizer_{NAME}_checkpoint cannot be fetched; tried {url} ({url} ")
+    assert found in message and "; the download was deleted)," in message
     assert server.ranges() == [None, None]
 
 
@@ -443,9 +452,9 @@ def test_refused_connection(cache, server):
         unused.bind(("127.0.0.1", 0))
         good, server.base_url = server.base_url, f"http://127.0.0.1:{unused.getsockname()[1]}/x"
         message = error_of(fetch, server, cache)
-    assert f"{server.base_url}/tokenizer_{NAME}_checkpoint cannot be reached" in message
+    assert f"{server.base_url}/tokenizer_{NAME}_checkpoint (cannot be reached: [" in message
     assert "Connection refused" in message and "check the network" in message
-    assert f"put the file at {cache / NAME / 'tokenizer_checkpoint'} by hand" in message
+    assert "python -m experiments.convert" in message
     server.base_url = good
     check_folder(fetch(server, cache))
 
@@ -456,13 +465,13 @@ def test_unknown_host(cache, server, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     message = error_of(fetch, server, cache)
-    assert "cannot be reached ([Errno -2] Name or service not known)" in message
+    assert "cannot be reached: [Errno -2] Name or service not known" in message
 
 
 def test_no_answer(cache, server, monkeypatch):
     monkeypatch.setattr(download, "_TIMEOUT_S", 0.2)
     server.answers = [silent]
-    assert "cannot be reached (timed out)" in error_of(fetch, server, cache)
+    assert "cannot be reached: timed out" in error_of(fetch, server, cache)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +481,7 @@ def test_base_url_that_is_no_address(cache, server, url):
     server.base_url = url
     message = error_of(fetch, server, cache)
     assert message == (
-        f"base URL {url!r} is no http(s) address; expected one like {BASE_URL}; "
+        f"base URL {url!r} is no http(s) address; expected one like {SOURCES[0].base_url}; "
         "correct it or MASKGIT_BASE_URL"
     )
     assert not cache.exists()
@@ -528,12 +537,19 @@ def test_threads_fetch_once(server, cache, capfd):
 
 
 PROGRAM = """
-import json, sys
-from maskgit_jax.download import fetch_files
+import sys
+from pathlib import Path
 from maskgit_jax.checkpoint import read_manifest
+from maskgit_jax.config import read_config, write_config
+from maskgit_jax.download import fetch_files, own_sources
 url, cache, name, config, *manifests = sys.argv[1:]
-manifests = {path.split("/")[-1]: read_manifest(path) for path in manifests}
-fetch_files(name, base_url=url, cache_dir=cache, manifests=manifests, config=config.encode())
+fetch_files(
+    name,
+    sources=own_sources(url),
+    cache_dir=cache,
+    manifests={path.split("/")[-1]: read_manifest(path) for path in manifests},
+    config=read_config(Path(config)),
+)
 """
 
 
@@ -541,7 +557,8 @@ fetch_files(name, base_url=url, cache_dir=cache, manifests=manifests, config=con
 def other_process(server, cache, tmp_path):
     for kind, manifest in MANIFESTS.items():
         (tmp_path / kind).write_text(json.dumps(manifest))
-    arguments = [server.base_url, str(cache), NAME, CONFIG.decode()]
+    write_config(tmp_path / "config.json", CONFIG)
+    arguments = [server.base_url, str(cache), NAME, str(tmp_path / "config.json")]
     command = [sys.executable, "-c", PROGRAM, *arguments, *(str(tmp_path / kind) for kind in KINDS)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         yield process
@@ -559,7 +576,7 @@ def test_second_process_waits_and_downloads_nothing(server, cache, other_process
             (folder / f"{kind}_checkpoint").write_bytes(data)
     assert other_process.stderr.read() == ""
     assert other_process.wait(10) == 0
-    check_folder(folder)
+    check_folder(folder, checksums=False)
     assert server.requests == []
 
 
@@ -599,8 +616,8 @@ def sources(monkeypatch):
 def test_model_comes_with_the_package_s_manifests_and_config(sources, name):
     folder = fetch_model(name)
     assert folder == Path(platformdirs.user_cache_dir("maskgit_jax"), name)
-    assert sources["base_url"] == BASE_URL
-    assert "transformer" in json.loads(sources["config"])
+    assert sources["sources"] == SOURCES
+    assert sources["config"].class_names[35] == "mud turtle"
     positions = {"imagenet256": 257, "imagenet512": 1025}[name]
     embedding = "params/Embed_0/position_embeddings/embedding"
     assert sources["manifests"]["maskgit"][embedding] == ((positions, 768), "float32")
@@ -611,14 +628,122 @@ def test_arguments_come_before_the_environment(sources, monkeypatch, tmp_path):
     monkeypatch.setenv("MASKGIT_CACHE", "/from/environment")
     monkeypatch.setenv("MASKGIT_BASE_URL", "http://environment/")
     assert fetch_model(NAME) == Path("/from/environment", NAME)
-    assert sources["base_url"] == "http://environment/"
+    assert {source.base_url for source in sources["sources"]} == {"http://environment/"}
     assert fetch_model(NAME, base_url="http://argument/", cache_dir=tmp_path) == tmp_path / NAME
-    assert sources["base_url"] == "http://argument/"
+    assert {source.base_url for source in sources["sources"]} == {"http://argument/"}
 
 
 def test_public_fetch_through_the_environment(server, cache, monkeypatch):
     monkeypatch.setenv("MASKGIT_CACHE", str(cache))
     monkeypatch.setenv("MASKGIT_BASE_URL", server.base_url)
     message = error_of(fetch_model, NAME)
-    assert "168 of 168 missing" in message and "2 unexpected" in message
+    assert "of 168 missing" in message and "of wrong shape" in message
     assert os.listdir(cache / NAME) == []
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """The other project's files, by path."""
+    files = {}
+    for kind, params in PARAMS.items():
+        arrays = renamed(kind, params, CONFIG, "maskgit-torch")
+        path = write_torch(tmp_path / f"{kind}.ckpt", arrays, wrapped=True)
+        files[f"/{kind}_{NAME}.ckpt"] = path.read_bytes()
+    return files
+
+
+@pytest.mark.parametrize("code", [403, 404, 500])
+def test_the_copy_stands_in_for_the_published_files(server, cache, copies, code, capfd):
+    """Both formats at one address: the released ones answer with an error."""
+    server.files |= copies
+    server.answers = [status(code), serve, status(code), serve]
+    check_folder(fetch(server, cache))
+    assert [path for path, _ in server.requests] == [
+        f"/{kind}_{NAME}{suffix}" for kind in KINDS for suffix in ("_checkpoint", ".ckpt")
+    ]
+    assert fetch(server, cache) == cache / NAME
+    assert len(server.requests) == 4
+    noted = json.loads((cache / NAME / "checksums.json").read_text())
+    assert noted == {
+        f"{kind}_checkpoint": hashlib.sha256(data).hexdigest() for kind, data in FILES.items()
+    }
+
+
+def test_published_first_then_the_copy_elsewhere(server, cache, copies):
+    """Two servers, as today: one that denies, one whose release downloads redirect to a third."""
+
+    def redirect(handler, data):
+        handler.start(302, Location=f"{files.base_url}{handler.path}?token=1", Content_Length=0)
+
+    with Server() as published, Server() as files:
+        for one in (published, files):
+            threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
+        published.answers = [status(403)] * 2
+        server.files |= copies
+        server.answers = [redirect] * 3
+        files.files |= {f"{path}?token=1": data for path, data in copies.items()}
+        files.answers = [cut]
+        folder = fetch_files(
+            NAME,
+            sources=(
+                download.Source(published.base_url, download.RELEASED),
+                download.Source(server.base_url, PYTORCH),
+            ),
+            cache_dir=cache,
+            manifests=MANIFESTS,
+            config=CONFIG,
+        )
+        check_folder(folder)
+        assert [path for path, _ in published.requests] == list(published.files)[:2]
+        size = len(copies[f"/tokenizer_{NAME}.ckpt"]) // 2
+        # A cut within the redirected download resumes, through the redirect again.
+        assert [span for _, span in files.requests] == [None, f"bytes={size}-", None]
+        for one in (published, files):
+            one.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (lambda copy: copy[: len(copy) // 2], "is not a whole PyTorch file"),
+        (lambda copy: b"<html>Sign in</html>", "is a web page"),
+        (lambda copy: copy.replace(b"FloatStorage", b"LongyStorage"), "Bad CRC-32"),
+    ],
+)
+def test_a_bad_copy_is_deleted(server, cache, copies, content, found):
+    path = f"/tokenizer_{NAME}.ckpt"
+    good = copies[path]
+    server.files |= {path: content(good)}
+    server.answers = [status(404)]
+    message = error_of(fetch, server, cache)
+    assert found in message and "; the download was deleted)" in message
+    assert os.listdir(cache / NAME) == []
+    server.files[path] = good
+    server.answers = [status(404)]
+    check_folder(fetch(server, cache))
+
+
+def test_a_download_without_end_is_stopped(server, cache, monkeypatch):
+    monkeypatch.setattr(download, "_SLACK", 1000)
+    sent = []
+
+    def endless(handler, data):
+        handler.start(200)
+        for _ in range(10_000):
+            handler.wfile.write(bytes(1 << 20))
+            sent.append(1)
+
+    server.answers = [endless]
+    message = error_of(fetch, server, cache)
+    most = TOTAL - len(FILES["tokenizer"]) + download._size_of(MANIFESTS["tokenizer"]) + 1000
+    assert f"answered more than {most} bytes, which the file cannot have" in message
+    assert len(sent) < 100 and os.listdir(cache / NAME) == []
+
+
+def test_a_redirect_out_of_https_is_not_followed():
+    request = urllib.request.Request("https://example.org/file")
+    redirects = download._Redirects()
+    with pytest.raises(urllib.error.HTTPError, match="redirect out of https"):
+        redirects.redirect_request(request, None, 302, "Found", {}, "http://example.org/file")
+    followed = redirects.redirect_request(request, None, 302, "Found", {}, "https://other.org/x")
+    assert followed.full_url == "https://other.org/x"

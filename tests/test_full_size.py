@@ -1,71 +1,101 @@
 """The released size, end to end, on random weights."""
 
-import resource
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import maskgit_jax
-from guidance import masksketch
-from guidance.structure import StructureSettings, layer_weights
-from maskgit_jax import checkpoint
-from maskgit_jax.config import read_config, write_config
-from maskgit_jax.model import load_model, parameter_shapes, with_class_token
-from maskgit_jax.tokenizer import Tokenizer
-from maskgit_jax.transformer import Transformer
+from maskgit_jax import conversion
+from maskgit_jax.config import read_config
+from tests.commands import ROOT
+from tests.torch_writer import renamed, write_torch
+
+FETCH = """
+import resource, sys
+from maskgit_jax.download import fetch_model
+fetch_model("imagenet256")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def run(arguments: list[str], **env: str) -> tuple[str, float]:
+    """What a command prints, and how many seconds it takes."""
+    start = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "*", **env},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout, time.perf_counter() - start
 
 
 @pytest.mark.slow
-def test_two_guided_steps_of_the_256_model(tmp_path, capsys):
-    """Writes random weights in the released format, loads them with the real loader, decodes."""
+def test_two_guided_steps_of_the_256_model_from_the_copies_files(tmp_path, capsys):
+    """Random weights in PyTorch's format, served, fetched, converted and sampled from."""
     config = read_config(Path(maskgit_jax.__file__).parent / "data" / "imagenet256.json")
     rng = np.random.default_rng(0)
-    ids = jax.ShapeDtypeStruct((1, 257), jnp.int32)
-    images = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
-    sizes = []
-    for name, module, example in (
-        ("maskgit", Transformer(config.transformer), ids),
-        ("tokenizer", Tokenizer(config.tokenizer), images),
-    ):
-        params = jax.tree.map(
-            lambda x: rng.normal(0, 0.02, x.shape).astype(np.float32),
-            parameter_shapes(module, example),
-        )
-        sizes.append(sum(x.size for x in jax.tree.leaves(params)))
-        checkpoint.write_checkpoint(tmp_path / f"{name}_checkpoint", params)
-    write_config(tmp_path / "config.json", config)
-    # Released: 227 M together, of them the transformer 172.5 M and the tokenizer 54.5 M.
-    assert [round(size / 1e6, 1) for size in sizes] == [172.5, 54.5]
+    served, sizes = tmp_path / "served", []
 
-    clock = [time.perf_counter()]
-    model = load_model(tmp_path)
-    clock.append(time.perf_counter())
-    sketch = jnp.asarray(rng.uniform(size=(1, 256, 256, 3)), jnp.float32)
-    tokens = with_class_token(model.config, jnp.array([35]), model.encode(sketch))
-    settings = StructureSettings(layer_weights=layer_weights([1, 3, 16, 20, 21, 22], 24))
-    times = []
-    samples = masksketch.sample(
-        model,
-        tokens,
-        settings,
-        num_steps=2,
-        seed=0,
-        indices=jnp.arange(1),
-        steps_per_call=1,
-        progress=lambda done: times.append(time.perf_counter()),
+    def fill(path, x):
+        # Gains of 1: at 0.02 all attention would be uniform.
+        mean = float(path[-1].key == "scale")
+        return mean + rng.standard_normal(x.shape, np.float32) / 50
+
+    served.mkdir()
+    for kind in conversion.KINDS:
+        params = jax.tree_util.tree_map_with_path(fill, conversion.model_shapes(kind, config))
+        sizes.append(sum(x.size for x in jax.tree.leaves(params)))
+        arrays = renamed(kind, params, config, "maskgit-torch")
+        write_torch(served / f"{kind}_imagenet256.ckpt", arrays, wrapped=True)
+    del params, arrays
+    # Released: 227 M together, of them the tokenizer 54.5 M and the transformer 172.5 M.
+    assert [round(size / 1e6, 1) for size in sizes] == [54.5, 172.5]
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=served)
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {
+            "MASKGIT_BASE_URL": f"http://127.0.0.1:{server.server_port}",
+            "MASKGIT_CACHE": str(tmp_path / "cache"),
+        }
+        peak, fetch_seconds = run(["-c", FETCH], **env)
+        server.shutdown()
+    assert float(peak) < 2.5 / 1.073741824  # GB
+
+    sketch = "--sketch=" + str(ROOT / "experiments" / "sketches" / "fish.png")
+    # Nothing serves any more: all comes from the cache.
+    _, sketch_seconds = run(
+        [
+            *("-m", "experiments.sketch", "--model=imagenet256", sketch, "--label=mud turtle"),
+            *("--num_steps=2", "--num_samples=1", f"--output_dir={tmp_path / 'out'}"),
+        ],
+        **env,
     )
-    pictures = model.decode(samples.ids)
-    assert pictures.shape == (1, 256, 256, 3) and bool(jnp.all(jnp.isfinite(pictures)))
-    assert np.all((samples.ids >= 0) & (samples.ids < 1024))
-    assert np.isfinite(samples.structure_distance[0]) and samples.structure_distance[0] > 0
+    line = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert line["label"] == 35 and line["layers"] == "1,3,16,20,21,22"
+    assert np.isfinite(line["structure_distance"]) and line["structure_distance"] > 0
+    assert Image.open(tmp_path / "out" / line["file"]).size == (256, 256)
     with capsys.disabled():
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"\nfull size, 256 px: load {clock[1] - clock[0]:.1f} s, first step with compilation "
-            f"{times[1] - times[0]:.1f} s, next step {times[2] - times[1]:.1f} s, "
-            f"peak memory of the process {peak:.1f} GiB"
+            f"\nfull size, 256 px: fetched and converted in {fetch_seconds:.1f} s with "
+            f"{float(peak) * 1.0737:.2f} GB at most; sketch with two steps {sketch_seconds:.1f} s"
         )
