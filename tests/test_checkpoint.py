@@ -107,7 +107,7 @@ def test_write_replaces_whole_and_leaves_nothing_beside(tmp_path):
     path.write_bytes(b"old")
     params = make_params()
     write_checkpoint(path, params)
-    assert os.listdir(tmp_path) == ["x"]
+    assert sorted(os.listdir(tmp_path)) == ["checksums.json", "x"]
     plain = tmp_path / "plain"
     plain.touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
@@ -124,7 +124,7 @@ def test_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     message = error_of(write_checkpoint, path, make_params())
     assert str(path) in message and "No space left on device" in message
-    assert os.listdir(tmp_path) == ["x"] and path.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["checksums.json", "x"] and path.read_bytes() == b"old"
 
 
 def test_write_errors(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -47,12 +48,19 @@ def run(arguments: list[str], **env: str) -> tuple[str, float]:
     return ended.stdout, time.perf_counter() - start
 
 
+@pytest.fixture
+def large_folder():
+    """A folder of gigabytes, which pytest's own would keep for three runs."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
 @pytest.mark.slow
-def test_two_guided_steps_of_the_256_model_from_the_copies_files(tmp_path, capsys):
+def test_two_guided_steps_of_the_256_model_from_the_copies_files(large_folder, capsys):
     """Random weights in PyTorch's format, served, fetched, converted and sampled from."""
     config = read_config(Path(maskgit_jax.__file__).parent / "data" / "imagenet256.json")
     rng = np.random.default_rng(0)
-    served, sizes = tmp_path / "served", []
+    served, sizes = large_folder / "served", []
 
     def fill(path, x):
         # Gains of 1: at 0.02 all attention would be uniform.
@@ -75,7 +83,7 @@ def test_two_guided_steps_of_the_256_model_from_the_copies_files(tmp_path, capsy
         threading.Thread(target=server.serve_forever, daemon=True).start()
         env = {
             "MASKGIT_BASE_URL": f"http://127.0.0.1:{server.server_port}",
-            "MASKGIT_CACHE": str(tmp_path / "cache"),
+            "MASKGIT_CACHE": str(large_folder / "cache"),
         }
         peak, fetch_seconds = run(["-c", FETCH], **env)
         server.shutdown()
@@ -86,14 +94,15 @@ def test_two_guided_steps_of_the_256_model_from_the_copies_files(tmp_path, capsy
     _, sketch_seconds = run(
         [
             *("-m", "experiments.sketch", "--model=imagenet256", sketch, "--label=mud turtle"),
-            *("--num_steps=2", "--num_samples=1", f"--output_dir={tmp_path / 'out'}"),
+            *("--num_steps=2", "--num_samples=1", f"--output_dir={large_folder / 'out'}"),
         ],
         **env,
     )
-    line = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    line = json.loads((large_folder / "out" / "results.jsonl").read_text())
     assert line["label"] == 35 and line["layers"] == "1,3,16,20,21,22"
     assert np.isfinite(line["structure_distance"]) and line["structure_distance"] > 0
-    assert Image.open(tmp_path / "out" / line["file"]).size == (256, 256)
+    with Image.open(large_folder / "out" / line["file"]) as picture:
+        assert picture.size == (256, 256)
     with capsys.disabled():
         print(
             f"\nfull size, 256 px: fetched and converted in {fetch_seconds:.1f} s with "
