@@ -5,8 +5,10 @@ killed run goes on with the same data; held-out pictures are fixed and never tra
 """
 
 import hashlib
+import io
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +19,7 @@ from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from experiments.files import write_whole
 from maskgit_jax import world
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, read_image
@@ -29,6 +32,11 @@ VALIDATION_SEED = 4
 
 Batch = tuple[Shaped[np.ndarray, "b ..."], Int[np.ndarray, "b"]]
 """Pictures (uint8), or what stands for them, and labels."""
+
+Encode = Callable[[UInt8[np.ndarray, "n H W 3"]], Shaped[np.ndarray, "n ..."]]
+"""What stands for pictures."""
+
+_PART = 100  # pictures drawn and encoded together
 
 
 class Dataset(Protocol):
@@ -72,14 +80,6 @@ class ArrayDataset:
     def held_out(self) -> Batch:
         return self._held_out
 
-    def encoded(self, encode: Callable[[np.ndarray], np.ndarray]) -> "ArrayDataset":
-        """The same rows with what `encode` makes of their pictures in place of these."""
-        train, held_out = (
-            (encode(pictures), labels) for pictures, labels in (self.train, self._held_out)
-        )
-        seed, batch_size = self._draw
-        return ArrayDataset(train, held_out, self.class_names, seed=seed, batch_size=batch_size)
-
 
 def batches_of(rows: Batch, batch_size: int) -> list[Batch]:
     """Rows in batches of one size, what is left over dropped; fewer rows than that are one."""
@@ -102,25 +102,95 @@ def draw_pictures(
 
     Photos only: masks and sketches are never trained on.
     """
-    images = np.empty((num_images, size, size, 3), np.uint8)
+    return _draw(seed, num_images, size, lambda pictures: pictures)
+
+
+def _draw(seed: int, num_images: int, size: int, encode: Encode) -> Batch:
+    """What `encode` makes of the first pictures of a seed, and their labels.
+
+    A part at a time is drawn and encoded: the pictures of a long training fill gigabytes.
+    """
+    rows: np.ndarray | None = None
     labels = np.empty(num_images, np.int32)
-    for i in tqdm(range(num_images), desc="drawing pictures", unit="", mininterval=1):
-        scene = world.draw_scene(seed, i, size=size)
-        images[i], labels[i] = scene.image, scene.label
-    return images, labels
+    with tqdm(total=num_images, desc="drawing pictures", unit="", mininterval=1) as bar:
+        for first in range(0, num_images, _PART):
+            scenes = [
+                # The last part is filled up, so that `encode` meets one size alone.
+                world.draw_scene(seed, min(i, num_images - 1), size=size)
+                for i in range(first, first + min(_PART, num_images))
+            ]
+            part = encode(np.stack([scene.image for scene in scenes]))
+            if rows is None:
+                rows = np.empty((num_images, *part.shape[1:]), part.dtype)
+            last = min(first + _PART, num_images)
+            rows[first:last] = part[: last - first]
+            labels[first:last] = [scene.label for scene in scenes[: last - first]]
+            bar.update(last - first)
+    return rows, labels
 
 
 def demo_world(
-    size: int, *, num_images: int, num_held_out: int, seed: int, batch_size: int
+    size: int,
+    *,
+    num_images: int,
+    num_held_out: int,
+    seed: int,
+    batch_size: int,
+    encode: Encode = lambda pictures: pictures,
+    kept: Path | None = None,
+    encoder: str = "",
 ) -> ArrayDataset:
-    """The demo world's pictures, drawn now and kept in memory."""
-    return ArrayDataset(
-        draw_pictures(TRAIN_SEED, num_images, size),
-        draw_pictures(VALIDATION_SEED, num_held_out, size),
-        world.CLASS_NAMES,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    """The demo world's pictures, or what `encode` makes of them, drawn now and kept in memory.
+
+    Args:
+      size: side of the pictures in pixels.
+      num_images: to train on.
+      num_held_out: for validation.
+      seed: of the batches.
+      batch_size: pictures per step.
+      encode: called with parts of the pictures.
+      kept: a file that holds what an earlier call made, or will.
+      encoder: tells `encode` from others in that file.
+    """
+    counts = {TRAIN_SEED: num_images, VALIDATION_SEED: num_held_out}
+
+    def make() -> list[Batch]:
+        return [_draw(one, count, size, encode) for one, count in counts.items()]
+
+    if kept is None:
+        train, held_out = make()
+    else:
+        # Other pictures, from a world that has changed since, are told by a few of them.
+        few = [draw_pictures(one, min(count, 4), size)[0] for one, count in counts.items()]
+        digest = hashlib.sha256(b"".join(pictures.tobytes() for pictures in few)).hexdigest()
+        record = f"{digest} {size} {num_images} {num_held_out} {encoder}"
+        train, held_out = _read_kept(kept, record) or _keep(kept, record, make())
+    return ArrayDataset(train, held_out, world.CLASS_NAMES, seed=seed, batch_size=batch_size)
+
+
+def _read_kept(path: Path, record: str) -> list[Batch] | None:
+    """The rows in a file that `_keep` wrote; None where it is missing, damaged or of others."""
+    try:
+        # Opened here: of a damaged file, np.load leaves its own handle open.
+        with path.open("rb") as file, np.load(file) as arrays:
+            if str(arrays["record"]) != record:
+                return None
+            return [
+                (arrays[f"{name}_rows"], arrays[f"{name}_labels"]) for name in ("train", "held_out")
+            ]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(path: Path, record: str, batches: list[Batch]) -> list[Batch]:
+    arrays = {"record": np.array(record)}
+    for name, (rows, labels) in zip(("train", "held_out"), batches, strict=True):
+        arrays |= {f"{name}_rows": rows, f"{name}_labels": labels}
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data.getvalue())
+    return batches
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

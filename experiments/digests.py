@@ -3,6 +3,7 @@
 import hashlib
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,12 @@ def of_path(path: str | Path) -> str:
 
 def of_weights(model: Model) -> str:
     """Tells models with other weights apart."""
+    return of_tree((model.transformer_params, model.tokenizer_params))
+
+
+def of_tree(tree: Any) -> str:
+    """Tells trees of arrays of one structure apart."""
     checksum = 0
-    for leaf in jax.tree.leaves((model.transformer_params, model.tokenizer_params)):
+    for leaf in jax.tree.leaves(tree):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
     return f"{checksum:08x}"

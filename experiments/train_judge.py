@@ -54,6 +54,7 @@ def draw_scenes(
 
 def main() -> None:
     """Trains as the flags say."""
+    training_loop.keep_freed_memory()
     folder = cli.output_folder(_OUTPUT_DIR)
     scenes = draw_scenes(datasets.TRAIN_SEED, _NUM_IMAGES.value)
 

@@ -65,6 +65,7 @@ _SHOWN_IMAGES = 8
 
 def main() -> None:
     """Trains as the flags say."""
+    training_loop.keep_freed_memory()
     start = training_flags.init_folder()
     config_folder = start or model.builtin_folder("demo")
     cfg = read_config(Path(_CONFIG.value or config_folder / "config.json"))

@@ -4,8 +4,8 @@
     python -m experiments.train_transformer --model_dir=runs/mine --data=pictures
 
 The folder must hold `config.json` and `tokenizer_checkpoint` (see `train_tokenizer`); with
-`--init_from` a new one gets those of that model. Writes `maskgit_checkpoint` beside them. Started
-again, it resumes.
+`--init_from` a new one gets those of that model. Writes `maskgit_checkpoint` beside them, and keeps
+the ids of the demo world's pictures in `training_ids.npz`. Started again, it resumes.
 """
 
 import dataclasses
@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Array, Int, UInt8
-from tqdm import tqdm
 
-from experiments import cli, datasets, training_flags, training_loop
+from experiments import cli, datasets, digests, training_flags, training_loop
 from maskgit_jax import checkpoint, model, sampling, training
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
@@ -43,13 +42,13 @@ _SAMPLE_EVERY = flags.DEFINE_integer(
     "sample_every", 1000, "Steps between sample pictures; 0: none.", lower_bound=0
 )
 
-_ENCODE_BATCH = 100
 _NUM_SAMPLES = 16
 _SAMPLING_STEPS = 8
 
 
 def main() -> None:
     """Trains as the flags say."""
+    training_loop.keep_freed_memory()
     folder = Path(training_flags.MODEL_DIR.value)
     start = training_flags.init_folder()
     start_params = None
@@ -63,26 +62,29 @@ def main() -> None:
             write_config(folder / "config.json", started.config)
     cfg = read_config(folder / "config.json")
     tokenizer, tokenizer_params = model.load_tokenizer(folder, cfg)
-    data = training_flags.dataset(cfg.tokenizer.image_size, _BATCH_SIZE.value)
-    cfg = _with_classes(folder, cfg, data.class_names)
-    if start is not None:
-        _check_same_transformer(started.config, cfg)
-
     tokenizer_params = training_loop.replicate(tokenizer_params)
     apply = jax.jit(functools.partial(tokenizer.apply, method="encode"))
 
-    def encode(images: UInt8[Array, "b H W 3"]) -> Int[Array, "b N"]:
+    def encode(images: UInt8[Array | np.ndarray, "b H W 3"]) -> Int[Array, "b N"]:
         return apply({"params": tokenizer_params}, jnp.asarray(images) / 255).reshape(
             len(images), -1
         )
 
-    in_memory = isinstance(data, datasets.ArrayDataset)
-    if in_memory:
+    data = training_flags.dataset(
+        cfg.tokenizer.image_size,
+        _BATCH_SIZE.value,
         # Always the same pictures: encoded once.
-        data = data.encoded(functools.partial(_encode_all, encode))
+        encode=lambda images: np.asarray(encode(images)),
+        kept=folder / "training_ids.npz",
+        encoder=digests.of_tree(tokenizer_params),
+    )
+    cfg = _with_classes(folder, cfg, data.class_names)
+    if start is not None:
+        _check_same_transformer(started.config, cfg)
 
     def prepare(batch: training.Batch) -> training.Batch:
-        return batch if in_memory else (encode(batch[0]), batch[1])
+        encoded = isinstance(data, datasets.ArrayDataset)
+        return batch if encoded else (encode(batch[0]), batch[1])
 
     transformer = Transformer(cfg.transformer)
     key = jax.random.key(training_flags.SEED.value)
@@ -157,19 +159,6 @@ def _check_same_transformer(found: ModelConfig, expected: ModelConfig) -> None:
                 f"--init_from={training_flags.INIT_FROM.value} has {field.name} {values[0]}, "
                 f"--model_dir and --data need {values[1]}: leave --init_from out"
             )
-
-
-def _encode_all(
-    encode: Callable[[UInt8[np.ndarray, "b H W 3"]], Int[Array, "b N"]],
-    images: UInt8[np.ndarray, "n H W 3"],
-) -> Int[np.ndarray, "n N"]:
-    starts = range(0, len(images), _ENCODE_BATCH)
-    return np.concatenate(
-        [
-            encode(images[i : i + _ENCODE_BATCH])
-            for i in tqdm(starts, desc="encoding", mininterval=1)
-        ]
-    )
 
 
 def _samples(base: model.Model) -> Callable[[training.Params], UInt8[np.ndarray, "_ _ 3"]]:

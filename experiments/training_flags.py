@@ -54,15 +54,15 @@ def set_defaults(**values: str | int | float) -> None:
         flags.FLAGS.set_default(name, value)
 
 
-def dataset(size: int, batch_size: int) -> datasets.Dataset:
-    """The data that the flags name, `size` pixels a side."""
+def dataset(size: int, batch_size: int, **encoding: Any) -> datasets.Dataset:
+    """The data that the flags name, `size` pixels a side; `encoding` is of `demo_world`."""
     common = {
         "num_held_out": _NUM_HELD_OUT.value,
         "seed": SEED.value,
         "batch_size": batch_size,
     }
     if _DATA.value == "world":
-        return datasets.demo_world(size, num_images=_NUM_IMAGES.value, **common)
+        return datasets.demo_world(size, num_images=_NUM_IMAGES.value, **common, **encoding)
     return datasets.FolderDataset(
         Path(_DATA.value),
         size,

@@ -200,9 +200,31 @@ def test_the_world_s_held_out_pictures_are_of_another_seed():
     np.testing.assert_array_equal(data.held_out()[0][0], first.image)
     assert len(data.held_out()[1]) == 3 and datasets.VALIDATION_SEED != datasets.TRAIN_SEED
 
-    flat = data.encoded(lambda pictures: pictures.reshape(len(pictures), -1) // 2)
-    np.testing.assert_array_equal(flat.batch(9)[0], images.reshape(4, -1) // 2)
-    np.testing.assert_array_equal(flat.held_out()[0], data.held_out()[0].reshape(3, -1) // 2)
+
+def test_the_world_s_encoded_pictures_are_kept(tmp_path):
+    options = {"num_images": 103, "num_held_out": 3, "seed": 2, "batch_size": 4}
+    parts = []
+
+    def encode(pictures):
+        parts.append(len(pictures))
+        return pictures.reshape(len(pictures), -1) // 2
+
+    plain = datasets.demo_world(16, **options)
+    for encoder, calls in (("a", 3), ("a", 0), ("b", 3)):
+        parts.clear()
+        flat = datasets.demo_world(
+            16, **options, encode=encode, kept=tmp_path / "new" / "ids.npz", encoder=encoder
+        )
+        assert len(parts) == calls and set(parts) <= {100, 3}
+        for step in (0, 9):
+            expected = plain.batch(step)
+            np.testing.assert_array_equal(flat.batch(step)[0], expected[0].reshape(4, -1) // 2)
+            np.testing.assert_array_equal(flat.batch(step)[1], expected[1])
+        np.testing.assert_array_equal(flat.held_out()[0], plain.held_out()[0].reshape(3, -1) // 2)
+    kept = tmp_path / "new" / "ids.npz"
+    kept.write_bytes(kept.read_bytes()[:-50])
+    datasets.demo_world(16, **options, encode=encode, kept=kept, encoder="b")
+    assert len(parts) == 6
 
 
 def test_rows_in_batches():
