@@ -38,6 +38,7 @@ from experiments.edit_sampling import (
 )
 from experiments.guidance_flags import GuidanceFlags
 from experiments.sample_folder import check_not_replaced, write_samples
+from maskgit_jax.config import ModelConfig
 from maskgit_jax.editing import fit_mask
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import MAX_PIXELS, make_grid, read_image
@@ -95,8 +96,8 @@ def main() -> None:
     label = find_label(_LABEL.value, config.class_names)
     shape = image.shape[:2]
     job = Job(image, label, read_region(*shape), read_growths(*shape), read_sketch(*shape))
-    guided = guidance_flags.read(config.transformer.num_layers)
-    settings = read_settings(guided)
+    guided = guidance_flags.read(config)
+    settings = read_settings(config, guided)
     model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
     output_dir = cli.output_folder(_OUTPUT_DIR)
     for flag in (_IMAGE, _MASK, _SKETCH):
@@ -227,10 +228,10 @@ def read_sketch(height: int, width: int) -> UInt8[np.ndarray, "_ _ 3"] | None:
     return resize(sketch, height, width)
 
 
-def read_settings(guided: GuidanceFlags) -> EditSettings:
+def read_settings(config: ModelConfig, guided: GuidanceFlags) -> EditSettings:
     """The settings where no sketch guides."""
     num_steps = None if flags.FLAGS.num_steps is None else guided.num_steps
-    return chosen_settings(flags.FLAGS.model, num_steps, _TEMPERATURE.value)
+    return chosen_settings(config, num_steps, _TEMPERATURE.value)
 
 
 def edit(

@@ -112,7 +112,7 @@ class Finished(NamedTuple):
 
 def main() -> None:
     """Measures as the flags say."""
-    settings, record = edit_flags.read()
+    settings, record = edit_flags.read("stroke")
     rows = [Row(method, None) for method in ("baseline", "context", "zero_shot")]
     rows += [Row("tilt", c) for c in read_confidences(_CONFIDENCES)]
     published = [name for name in CONFIDENT if name != "tilt"]

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.generate_folder import FORMATS, GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, check_settings, preset, read_labels
+from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.decoding import MASK_ID
@@ -95,9 +95,8 @@ def main() -> None:
 def _read_plan(config: ModelConfig) -> Plan:
     flags_of_samplers = (_NUM_STEPS, _SCHEDULE, _TEMPERATURE, _SHARPNESS, _REMASK, _ETA)
     given = {flag.name: flag.value for flag in flags_of_samplers if flag.value is not None}
-    defaults = preset(_SAMPLER.value, _MODEL.value, config.tokenizer.image_size)
-    check_settings(_SAMPLER.value, defaults, given)
-    settings = defaults | given
+    check_settings(_SAMPLER.value, given)
+    settings = config.presets[_SAMPLER.value] | given
     return Plan(
         model=_MODEL.value,
         labels=read_labels(_LABELS.value, config.class_names),

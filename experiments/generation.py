@@ -21,10 +21,6 @@ from maskgit_jax.inference import attention_inputs
 from maskgit_jax.maskgit import MaskGit
 from maskgit_jax.model import Model, with_class_token
 
-UNGUIDED_TEMPERATURE = 30.0
-"""MaskGIT's choice temperature. Plain backgrounds are what a small model is surest of: at the
-published 4.5 they are settled first and leave the object no room."""
-
 
 class Pictures(NamedTuple):
     """What is measured: pictures and, where they came from ids, those."""
@@ -36,7 +32,8 @@ class Pictures(NamedTuple):
 def sample_unguided(
     model: Model, labels: Int[np.ndarray, "n"], *, num_steps: int, seed: int
 ) -> Pictures:
-    """Plain MaskGIT samples of classes."""
+    """MaskGIT samples of classes, at the temperature of the model's presets."""
+    temperature = model.config.presets["maskgit"]["temperature"]
     hidden = np.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID, np.int32)
     with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
 
@@ -47,7 +44,7 @@ def sample_unguided(
                 num_steps=num_steps,
                 seed=seed,
                 indices=jnp.asarray(indices),
-                sampler=MaskGit(UNGUIDED_TEMPERATURE),
+                sampler=MaskGit(temperature),
             )
             jax.block_until_ready(ids)
             bar.update(min(len(tokens), bar.total - bar.n))

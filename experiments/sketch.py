@@ -50,7 +50,7 @@ def main() -> None:
     # All that can be wrong is looked at before anything large is fetched or made.
     config = model_config(flags.FLAGS.model)
     label = find_label(label_text, config.class_names)
-    guided = guidance_flags.read(config.transformer.num_layers)
+    guided = guidance_flags.read(config)
     model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
     output_dir = cli.output_folder(_OUTPUT_DIR)
     check_not_replaced("sketch", sketch_path, output_dir)

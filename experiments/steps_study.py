@@ -109,7 +109,7 @@ def main() -> None:
     if not rows:
         raise InputError(f"--rows={','.join(_ROWS.value)}: no row's name begins so")
     model = load_demo_world_model(flags.FLAGS.model, flags.FLAGS.dtype)
-    guided = guidance_flags.read(model.config.transformer.num_layers)
+    guided = guidance_flags.read(model.config)
     folder = cli.output_folder(_OUTPUT_DIR)
     path = folder / "steps.jsonl"
     record = guided.record | {

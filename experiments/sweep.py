@@ -119,7 +119,7 @@ def main() -> None:
 
 def _read_flags(config: ModelConfig) -> tuple[Plan, Rejection, int, int]:
     """The plan, what chooses among candidates, this host's number and how many there are."""
-    grid = guidance_flags.read_grid(config.transformer.num_layers)
+    grid = guidance_flags.read_grid(config)
     first = flags.FLAGS.seed
     if not 1 <= _SEEDS.value <= _MOST or first + _SEEDS.value > 2**32:
         raise InputError(f"--seeds={_SEEDS.value}: expected a number of seeds from 1 to {_MOST}")

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from experiments.generate_folder import GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, check_settings, preset, read_labels
+from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
 from experiments.image_sets import open_image_set
 from maskgit_jax import world
 from maskgit_jax.errors import InputError
 from maskgit_jax.halton import Halton
 from maskgit_jax.images import read_image
+from maskgit_jax.model import model_config
 from tests.commands import ROOT, assert_refused
 
 MODEL = ROOT / "tests" / "golden" / "model"
@@ -61,25 +62,21 @@ def test_classes_take_turns_and_settings_reach_the_sampler():
 
 def test_every_sampler_has_its_defaults():
     for name, sampler in SAMPLERS.items():
-        for model, image_size in (("demo", 48), ("imagenet256", 256), ("imagenet512", 512)):
-            settings = preset(name, model, image_size)
+        for model in ("demo", "imagenet256", "imagenet512"):
+            settings = dict(model_config(model).presets[name])
             assert settings.pop("num_steps") >= 8
             sampler(**settings)
-    assert preset("maskgit", "imagenet256", 256)["num_steps"] == 8
-    assert preset("maskgit", "imagenet512", 512)["num_steps"] == 12
-    assert preset("maskgit", "imagenet512", 512)["temperature"] == 4.5
 
 
 def test_settings_of_another_sampler_are_refused():
-    defaults = preset("remdm", "demo", 48)
-    check_settings("remdm", defaults, {"eta": 1.0, "remask": "cap"})
+    check_settings("remdm", {"eta": 1.0, "remask": "cap"})
     for given, words in (
         ({"temperature": 1.0}, "--temperature=1.0: --sampler=remdm has no such setting"),
         ({"eta": 1.5}, "--eta=1.5: expected 0 to 1"),
         ({"eta": float("nan")}, "--eta=nan"),
     ):
         with pytest.raises(InputError, match=words):
-            check_settings("remdm", defaults, given)
+            check_settings("remdm", given)
 
 
 RECORD = {"model": "demo", "labels": [1, 0], "seed": 0}
