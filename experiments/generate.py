@@ -24,6 +24,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.batches import make_batches
 from experiments.generate_folder import FORMATS, GenerateFolder
 from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
 from guidance import classifier_free
@@ -111,15 +112,14 @@ def _read_plan(config: ModelConfig) -> Plan:
 
 def _make(model: Model, plan: Plan, folder: GenerateFolder) -> None:
     """Makes the pictures that the folder lacks."""
-    batch_size = min(_BATCH_SIZE.value, plan.count)
     done = folder.count()
     with tqdm(total=plan.count, initial=done, desc="pictures", unit="", mininterval=1) as bar:
-        for first in range(done, plan.count, batch_size):
-            # Filled up: every batch runs what the first one compiled.
-            indices = np.minimum(np.arange(first, first + batch_size), plan.count - 1)
-            kept = min(batch_size, plan.count - first)
-            folder.add(first, _draw(model, plan, indices)[:kept])
-            bar.update(kept)
+        for batch in make_batches(plan.count, _BATCH_SIZE.value):
+            # Another batch size may have made the first of them.
+            new = slice(max(0, done - batch.first), batch.count)
+            if new.start < new.stop:
+                folder.add(batch.first + new.start, _draw(model, plan, batch.rows)[new])
+                bar.update(new.stop - new.start)
 
 
 def _draw(model: Model, plan: Plan, indices: np.ndarray) -> UInt8[np.ndarray, "b H W 3"]:

@@ -1,7 +1,6 @@
 """The flags of structure-guided decoding, and the settings that they stand for."""
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -196,10 +195,3 @@ def _parse(name: str) -> list[Any]:
     if len(set(values)) < len(values):
         raise InputError(f"--{name}={text} names a value twice")
     return values
-
-
-def batches(num_samples: int) -> list[range]:
-    """Sample indices in batches of nearly equal size, none above --batch_size."""
-    count = math.ceil(num_samples / flags.FLAGS.batch_size)
-    size = math.ceil(num_samples / count)
-    return [range(i, min(i + size, num_samples)) for i in range(0, num_samples, size)]

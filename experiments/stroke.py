@@ -28,6 +28,7 @@ from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.batches import make_batches
 from experiments.edit_picture import finish, outlined, prepare, read_mask, resize
 from experiments.edit_sampling import EditSettings, chosen_settings
 from experiments.sample_folder import check_not_replaced, write_samples
@@ -96,24 +97,24 @@ def main() -> None:
         **{flag.name: flag.value for flag in (_MODEL, _DTYPE, _SEED)},
     }
     pictures, lines = [], []
-    size = _BATCH_SIZE.value
-    for first in tqdm(range(0, _NUM_SAMPLES.value, size), desc="painting", unit="batch"):
-        indices = np.arange(first, min(first + size, _NUM_SAMPLES.value))
+    batches = make_batches(_NUM_SAMPLES.value, _BATCH_SIZE.value)
+    for batch in tqdm(batches, desc="painting", unit="batch"):
+        size = len(batch.rows)
         start = time.perf_counter()
         samples = follow_strokes(
             model,
-            *(np.repeat(x[None], len(indices), 0) for x in (picture.square, painted)),
-            np.repeat(picture.hidden[None], len(indices), 0),
-            np.full(len(indices), label),
+            *(np.repeat(x[None], size, 0) for x in (picture.square, painted)),
+            np.repeat(picture.hidden[None], size, 0),
+            np.full(size, label),
             settings,
             method=_METHOD.value,
             confidence=confidence,
             energy=energy,
             seed=_SEED.value,
-            indices=indices,
+            indices=batch.rows,
         )
-        seconds = (time.perf_counter() - start) / len(indices)
-        for index, made in zip(indices.tolist(), samples.images, strict=True):
+        seconds = (time.perf_counter() - start) / batch.count
+        for index, made in enumerate(samples.images[: batch.count], batch.first):
             pictures.append(finish(picture, made))
             distance = colour_distance(pictures[-1][None], stroke.painted[None], stroke.mask[None])
             lines.append(
@@ -122,7 +123,7 @@ def main() -> None:
                     "index": index,
                     "colour_distance": round(float(distance[0]), 6),
                     "seconds_per_sample": round(seconds, 3),
-                    "includes_compilation": first == 0,
+                    "includes_compilation": batch is batches[0],
                     **record,
                 }
             )

@@ -14,11 +14,12 @@ Cases = dict[str, tuple[list[str], str]]
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit status, None for 0, and what it printed."""
+    """How a command ended: its exit status, None for 0, what it printed, what it compiled."""
 
     status: int | None
     output: str
     errors: str
+    compiled: list[str]
 
 
 def run_each(
@@ -30,22 +31,30 @@ def run_each(
     case, with its name in `name`.
     """
     program = (
-        "import contextlib, io, json, sys\n"
+        "import contextlib, functools, io, json, sys\n"
+        "import jax\n"
         "from absl import flags\n"
         f"from experiments import cli, {module}\n"
+        "compiled = []\n"
+        "def note(event, seconds, fun_name='', **_):\n"
+        "    if event == '/jax/core/compile/backend_compile_duration':\n"
+        "        compiled.append(fun_name)\n"
+        "jax.monitoring.register_event_duration_secs_listener(note)\n"
         "results = {}\n"
         "for name, args in json.load(sys.stdin).items():\n"
         "    flags.FLAGS.unparse_flags()\n"
         "    for flag in flags.FLAGS._flags().values():\n"
         "        flag.unparse()\n"
         f"    {prepare or 'pass'}\n"
+        "    compiled.clear()\n"
         "    output, errors = io.StringIO(), io.StringIO()\n"
         f"    sys.argv = ['{module}', *args]\n"
         "    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):\n"
         "        try:\n"
         f"            cli.run({module}.main)\n"
         "        except SystemExit as stop:\n"
-        "            results[name] = stop.code, output.getvalue(), errors.getvalue()\n"
+        "            texts = output.getvalue(), errors.getvalue()\n"
+        "            results[name] = stop.code, *texts, [*compiled]\n"
         "print(json.dumps(results))\n"
     )
     process = subprocess.run(
