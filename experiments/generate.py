@@ -23,7 +23,7 @@ from absl import flags
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from experiments import cli
+from experiments import cli, digests
 from experiments.batches import make_batches
 from experiments.generate_folder import FORMATS, GenerateFolder
 from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
@@ -70,10 +70,12 @@ def main() -> None:
             raise InputError(f"--{flag.name}={flag.value}: expected {low} to {high:.0f}")
     config = model_config(_MODEL.value)
     plan = _read_plan(config)
-    model = load_model(_MODEL.value)
     folder = GenerateFolder(Path(_OUTPUT_DIR.value))
     record = plan._asdict()
-    folder.open(record | record.pop("settings") | {"format": _FORMAT.value})
+    record |= record.pop("settings") | {"format": _FORMAT.value}
+    folder.check(record)  # before anything large is loaded
+    model = load_model(_MODEL.value)
+    folder.open(record | {"weights": digests.of_weights(model)})
     if folder.finished():
         print(f"finished before: look at {folder.path / 'grid.png'}")
         return
