@@ -232,10 +232,9 @@ def _run(
     with cli.signals_noticed() as signals, tqdm(total=total, unit="step", desc="compiling") as bar:
         for batch in batches:
             start = time.perf_counter()
-            for item, picture, line in decode_batch(decoder, batch, bar.update):
-                if item.number not in finished:
-                    folder.add(picture, line)
-            folder.log(
+            made = decode_batch(decoder, batch, bar.update)
+            folder.add(
+                [each for each in made if each.line["item"] not in finished],
                 {
                     "host": host,
                     "items": [item.number for item in batch],
@@ -243,7 +242,7 @@ def _run(
                     "seconds": round(time.perf_counter() - start, 3),
                     "includes_compilation": batch is batches[0],
                     "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                }
+                },
             )
             bar.set_description("sampling")
             if signals:

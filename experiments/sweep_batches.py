@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from experiments.batches import fill, make_batches
 from experiments.guidance_flags import structure_settings
 from experiments.rejection import Measure, best
 from experiments.summary import Line
-from experiments.sweep_folder import picture_file, sketch_file
+from experiments.sweep_folder import Finished, picture_file, sketch_file
 from experiments.sweep_plan import Item, Plan
 from guidance import masksketch
 from guidance.structure import StructureSettings
@@ -42,14 +42,6 @@ class Decoder(NamedTuple):
     num_weights: int
     num_items: int
     batch_size: int
-
-
-class Finished(NamedTuple):
-    """An item's picture and its line of `results.jsonl`."""
-
-    item: Item
-    picture: UInt8[np.ndarray, "H W 3"]
-    line: Line
 
 
 def make_decoder(
@@ -85,7 +77,7 @@ def make_decoder(
 def decode_batch(
     decoder: Decoder, batch: Sequence[Item], progress: Callable[[], None]
 ) -> list[Finished]:
-    """Makes a batch's pictures; calls `progress` once for each step."""
+    """Makes a batch's pictures, in its order; calls `progress` once for each step."""
     count = decoder.num_candidates
     filled = [batch[place] for place in fill(len(batch), decoder.num_items)]
     rows = [(item, candidate) for item in filled for candidate in range(count)]
@@ -114,7 +106,7 @@ def decode_batch(
             line["candidate"] = int(kept[place])
             line["scores"] = [round(float(score), 6) for score in scores]
         line["ids_digest"] = hashlib.sha256(ids[row].astype("<i4").tobytes()).hexdigest()[:16]
-        finished.append(Finished(item, pictures[row], line))
+        finished.append(Finished(pictures[row], line))
     return finished
 
 
