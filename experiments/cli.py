@@ -11,12 +11,17 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from experiments.compiled import keep_programs
 from experiments.files import write_whole
 from maskgit_jax.errors import InputError
 
+_COMPILATION_CACHE = flags.DEFINE_bool(
+    "compilation_cache", True, "Keep compiled programs for the next start, in MASKGIT_CACHE."
+)
+
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`.
+    """Parses the flags and runs `main`; what it compiles is kept for the next start.
 
     Bad flags and `InputError` end the command with one line on stderr and status 2; Ctrl-C ends
     it with status 130.
@@ -35,6 +40,8 @@ def run(main: Callable[[], None]) -> None:
         del argv
         # Libraries report every checkpoint at the info level.
         logging.set_verbosity(logging.WARNING)
+        if _COMPILATION_CACHE.value:
+            keep_programs()
         try:
             main()
         except InputError as error:
@@ -43,6 +50,8 @@ def run(main: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
+    # --help lists it with the command's own.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_COMPILATION_CACHE.name])
     app.run(guarded, flags_parser=parse)
 
 

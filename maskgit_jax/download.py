@@ -11,10 +11,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from maskgit_jax.cache import cache_folder
 from maskgit_jax.checkpoint import Manifest, check_params, parse_checkpoint, read_manifest
 from maskgit_jax.errors import InputError
 
@@ -66,9 +66,7 @@ def fetch_model(
     return fetch_files(
         name,
         base_url=base_url or os.environ.get("MASKGIT_BASE_URL") or BASE_URL,
-        cache_dir=cache_dir
-        or os.environ.get("MASKGIT_CACHE")
-        or platformdirs.user_cache_dir("maskgit_jax"),
+        cache_dir=cache_dir or cache_folder(),
         manifests={
             kind: read_manifest(_PACKAGE / "manifests" / f"{kind}_{name}_manifest.json")
             for kind in KINDS
