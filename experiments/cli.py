@@ -29,7 +29,7 @@ def run(main: Callable[[], None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS([packaged_flagfile(argument) for argument in argv])
         except flags.Error as error:
             _fail(str(error))
         if len(rest) > 1:
@@ -53,6 +53,15 @@ def run(main: Callable[[], None]) -> None:
     # --help lists it with the command's own.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_COMPILATION_CACHE.name])
     app.run(guarded, flags_parser=parse)
+
+
+def packaged_flagfile(argument: str) -> str:
+    """`--flagfile=experiments/flagfiles/…` from any folder; other arguments as they are."""
+    name, _, path = argument.partition("=")
+    packaged = Path(__file__).parents[1] / path
+    if name in ("--flagfile", "-flagfile") and not os.path.exists(path) and packaged.is_file():
+        return f"{name}={packaged}"
+    return argument
 
 
 def output_folder(flag: flags.FlagHolder[str]) -> Path:
