@@ -1,7 +1,9 @@
 """Programs that JAX has compiled, kept from one start of a command to the next."""
 
 import contextlib
+import glob
 import os
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -12,7 +14,7 @@ from maskgit_jax.cache import cache_folder
 
 _MOST_BYTES = 2**30
 _MOST_PROGRAMS = 4000
-_OFF = "jax_enable_compilation_cache"
+_WARNING = "Error (reading|writing) persistent compilation cache entry"
 
 
 def keep_programs() -> None:
@@ -32,7 +34,9 @@ def keep_programs() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        drop_oldest(folder, _MOST_BYTES, _MOST_PROGRAMS)
+        # Unless JAX is told to bound it, by JAX_COMPILATION_CACHE_MAX_SIZE.
+        if jax.config.jax_compilation_cache_max_size == -1:
+            drop_oldest(folder, _MOST_BYTES, _MOST_PROGRAMS)
     except OSError:
         return
     # All programs: a start without compiling is the aim, and the small ones are many.
@@ -41,10 +45,28 @@ def keep_programs() -> None:
     if "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES" not in os.environ:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # A full disk or a damaged entry: the program is compiled, nobody needs to know.
-    warnings.filterwarnings(
-        "ignore", "Error (reading|writing) persistent compilation cache entry", UserWarning
-    )
+    _replace_damaged(folder)
+
+
+def _replace_damaged(folder: Path) -> None:
+    """Goes without what cannot be read or written, silently, and deletes what cannot be read.
+
+    JAX compiles such a program and warns, but never replaces an entry: one that a kill has cut
+    short would be compiled at every start.
+    """
+    show = warnings.showwarning
+
+    def show_others(message, *more, **options):
+        found = re.match(f"{_WARNING} for '(.*?)'", str(message))
+        if found is None:
+            show(message, *more, **options)
+        elif found[1] == "reading":
+            for path in folder.glob(f"{glob.escape(found[2])}-*"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    warnings.showwarning = show_others
+    warnings.filterwarnings("always", _WARNING, UserWarning)
 
 
 def drop_oldest(folder: Path, most_bytes: int, most_files: int) -> None:

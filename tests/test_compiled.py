@@ -144,9 +144,10 @@ def test_the_second_start_compiles_nothing(tmp_path, monkeypatch):
     assert second.compiled == first.compiled and second.from_cache == len(second.compiled)
     for path in (tmp_path / "cache" / "compiled").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    damaged = start("damaged")
+    damaged, mended = start("damaged"), start("mended")
     assert damaged.status is None and damaged.from_cache == 0
     assert "compilation cache" not in damaged.errors
-    for name in ("second", "damaged"):
+    assert mended.from_cache == len(mended.compiled)
+    for name in ("second", "damaged", "mended"):
         for path in (tmp_path / "first").glob("*.png"):
             assert path.read_bytes() == (tmp_path / name / path.name).read_bytes()
