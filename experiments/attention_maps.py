@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
+from experiments.batches import in_batches
 from guidance.structure import layer_distances
 from maskgit_jax import inference
 from maskgit_jax.images import to_float
@@ -81,15 +82,12 @@ def pair_distances(
       pairs: numbers of a sketch and a photo.
       divergence: one of `structure.DIVERGENCES`.
     """
-    # The last batch is filled up, so that one program serves all.
-    padded = np.pad(pairs, ((0, -len(pairs) % _PAIRS_AT_ONCE), (0, 0)), mode="edge")
-    distances = []
+
+    def distances(pairs):
+        return _pair_distances(sketches, photos, jnp.asarray(pairs), divergence)
+
     with tqdm(total=len(pairs), desc="distances", unit="pair", mininterval=1) as bar:
-        for start in range(0, len(padded), _PAIRS_AT_ONCE):
-            batch = jnp.asarray(padded[start : start + _PAIRS_AT_ONCE])
-            distances.append(np.asarray(_pair_distances(sketches, photos, batch, divergence)))
-            bar.update(min(_PAIRS_AT_ONCE, len(pairs) - start))
-    return np.concatenate(distances)[: len(pairs)]
+        return in_batches(distances, pairs, size=_PAIRS_AT_ONCE, exact=True, progress=bar.update)
 
 
 def pixel_distances(

@@ -30,6 +30,7 @@ from experiments.benchmark_worker import RATE, TASKS, Job, serve
 from maskgit_jax import download
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import model_config
+from maskgit_jax.presets import read_layers
 
 flags.adopt_module_key_flags(guidance_flags)
 flags.FLAGS.set_default("num_steps", ["8"])
@@ -87,14 +88,14 @@ def _batch_sizes() -> list[int]:
 def _case(model: str, batch: int) -> tuple[dict[str, Any], Job]:
     """What is measured, for the results and for the processes; its figures are yet to come."""
     flags.FLAGS.model = model  # the flags' defaults depend on it
-    guided = guidance_flags.read(model_config(model).transformer.num_layers)
+    config = model_config(model)
+    guided = guidance_flags.read(config)
     if "plain" in _VARIANTS.value and guided.settings.paper_weight != 1:
         raise InputError("--paper_weight: the plain variant has none; give --variants=ours")
     if guided.choices.num_proposals != 1:
         raise InputError("--num_proposals: the benchmark knows the published rule, with one")
     if _TASK.value == "decode" and guided.num_steps < 4:
         raise InputError(f"--num_steps={guided.num_steps}: expected 4 or more, some to warm up")
-    released = model in download.MODELS
     job = Job(
         role=RATE,
         task=_TASK.value,
@@ -113,7 +114,7 @@ def _case(model: str, batch: int) -> tuple[dict[str, Any], Job]:
         "dtype": job.dtype,
         "batch": batch,
         "num_steps": job.num_steps,
-        "full_steps": (guidance_flags.RELEASED if released else guidance_flags.DEMO)["num_steps"],
+        "full_steps": config.presets["masksketch"]["num_steps"],
         "repeats": _REPEATS.value,
         "settings": guided.record,
     }
@@ -219,7 +220,8 @@ def _tables(cases: list[dict[str, Any]]) -> str:
 def _cost_tables() -> str:
     """The cost model of the released models with the released settings."""
     configs = {name: model_config(name).transformer for name in download.MODELS}
-    layers = [int(layer) for layer in guidance_flags.RELEASED["layers"].split(",")]
+    preset = model_config(download.MODELS[0]).presets["masksketch"]
+    layers = read_layers(preset["layers"], configs[download.MODELS[0]].num_layers)
     return f"{step_table(configs, layers, (1, 8, 32))}\n{sketches_table(configs, layers)}"
 
 

@@ -11,12 +11,17 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from experiments.compiled import keep_programs
 from experiments.files import write_whole
 from maskgit_jax.errors import InputError
 
+_COMPILATION_CACHE = flags.DEFINE_bool(
+    "compilation_cache", True, "Keep compiled programs for the next start, in MASKGIT_CACHE."
+)
+
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`.
+    """Parses the flags and runs `main`; what it compiles is kept for the next start.
 
     Bad flags and `InputError` end the command with one line on stderr and status 2; Ctrl-C ends
     it with status 130.
@@ -24,7 +29,7 @@ def run(main: Callable[[], None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS([packaged_flagfile(argument) for argument in argv])
         except flags.Error as error:
             _fail(str(error))
         if len(rest) > 1:
@@ -35,6 +40,8 @@ def run(main: Callable[[], None]) -> None:
         del argv
         # Libraries report every checkpoint at the info level.
         logging.set_verbosity(logging.WARNING)
+        if _COMPILATION_CACHE.value:
+            keep_programs()
         try:
             main()
         except InputError as error:
@@ -43,7 +50,18 @@ def run(main: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
+    # --help lists it with the command's own.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_COMPILATION_CACHE.name])
     app.run(guarded, flags_parser=parse)
+
+
+def packaged_flagfile(argument: str) -> str:
+    """`--flagfile=experiments/flagfiles/…` from any folder; other arguments as they are."""
+    name, _, path = argument.partition("=")
+    packaged = Path(__file__).parents[1] / path
+    if name in ("--flagfile", "-flagfile") and not os.path.exists(path) and packaged.is_file():
+        return f"{name}={packaged}"
+    return argument
 
 
 def output_folder(flag: flags.FlagHolder[str]) -> Path:

@@ -26,6 +26,7 @@ from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from experiments import cli, guidance_flags
+from experiments.batches import Batch, make_batches
 from experiments.edit_picture import box_mask, finish, outlined, prepare, read_mask, resize
 from experiments.edit_sampling import (
     SIDES,
@@ -38,6 +39,7 @@ from experiments.edit_sampling import (
 )
 from experiments.guidance_flags import GuidanceFlags
 from experiments.sample_folder import check_not_replaced, write_samples
+from maskgit_jax.config import ModelConfig
 from maskgit_jax.editing import fit_mask
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import MAX_PIXELS, make_grid, read_image
@@ -95,8 +97,8 @@ def main() -> None:
     label = find_label(_LABEL.value, config.class_names)
     shape = image.shape[:2]
     job = Job(image, label, read_region(*shape), read_growths(*shape), read_sketch(*shape))
-    guided = guidance_flags.read(config.transformer.num_layers)
-    settings = read_settings(guided)
+    guided = guidance_flags.read(config)
+    settings = read_settings(config, guided)
     model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
     output_dir = cli.output_folder(_OUTPUT_DIR)
     for flag in (_IMAGE, _MASK, _SKETCH):
@@ -112,13 +114,13 @@ def main() -> None:
         **{name: flags.FLAGS[name].value for name in ("model", "dtype", "seed")},
     }
     pictures, lines = [], []
-    batches = guidance_flags.batches(_NUM_SAMPLES.value)
+    batches = make_batches(_NUM_SAMPLES.value, flags.FLAGS.batch_size)
     for batch in tqdm(batches, desc="editing", unit="batch"):
         start = time.perf_counter()
         made, distances = edit(model, job, guided, settings, batch)
-        seconds = (time.perf_counter() - start) / len(batch)
+        seconds = (time.perf_counter() - start) / batch.count
         pictures.extend(made)
-        for index, distance in zip(batch, distances, strict=True):
+        for index, distance in enumerate(distances, batch.first):
             lines.append(
                 {
                     "file": f"sample_{index:03d}.png",
@@ -227,34 +229,34 @@ def read_sketch(height: int, width: int) -> UInt8[np.ndarray, "_ _ 3"] | None:
     return resize(sketch, height, width)
 
 
-def read_settings(guided: GuidanceFlags) -> EditSettings:
+def read_settings(config: ModelConfig, guided: GuidanceFlags) -> EditSettings:
     """The settings where no sketch guides."""
     num_steps = None if flags.FLAGS.num_steps is None else guided.num_steps
-    return chosen_settings(flags.FLAGS.model, num_steps, _TEMPERATURE.value)
+    return chosen_settings(config, num_steps, _TEMPERATURE.value)
 
 
 def edit(
-    model: Model, job: Job, guided: GuidanceFlags, settings: EditSettings, batch: range
+    model: Model, job: Job, guided: GuidanceFlags, settings: EditSettings, batch: Batch
 ) -> tuple[list[UInt8[np.ndarray, "_ _ 3"]], list[float | None]]:
     """One batch of results and, where a sketch guides, their distances to it."""
-    indices, seed = np.array(batch), flags.FLAGS.seed
-    labels = np.full(len(batch), job.label)
+    indices, size, seed = batch.rows, len(batch.rows), flags.FLAGS.seed
+    labels = np.full(size, job.label)
     if job.growths:
-        images = np.repeat(job.image[None], len(batch), axis=0)
+        images = np.repeat(job.image[None], size, axis=0)
         made = grow(model, images, job.growths, labels, settings, seed=seed, indices=indices)
-        return list(made), [None] * len(batch)
+        return list(made[: batch.count]), [None] * batch.count
     picture = prepare(job.image, job.mask, model.config.tokenizer)
-    squares = np.repeat(picture.square[None], len(batch), axis=0)
-    hidden = np.repeat(picture.hidden[None], len(batch), axis=0)
+    squares = np.repeat(picture.square[None], size, axis=0)
+    hidden = np.repeat(picture.hidden[None], size, axis=0)
     if job.sketch is None:
         made = remake(model, squares, hidden, labels, settings, seed=seed, indices=indices)
-        distances = [None] * len(batch)
+        distances = [None] * size
     else:
         sketch = prepare(job.sketch, job.mask, model.config.tokenizer).square
         made, distances = follow_sketch(
             model,
             squares,
-            np.repeat(sketch[None], len(batch), axis=0),
+            np.repeat(sketch[None], size, axis=0),
             hidden,
             labels,
             guided.settings,
@@ -264,7 +266,7 @@ def edit(
             indices=indices,
         )
         distances = [round(float(distance), 6) for distance in distances]
-    return [finish(picture, square) for square in made], distances
+    return [finish(picture, square) for square in made[: batch.count]], distances[: batch.count]
 
 
 def before(job: Job) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:

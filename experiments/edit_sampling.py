@@ -4,7 +4,6 @@ No flags are defined here.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,13 +15,13 @@ from experiments.edit_picture import blend_radius, resize
 from guidance import masksketch
 from guidance.structure import StructureSettings
 from maskgit_jax import sampling
-from maskgit_jax.config import TokenizerConfig
+from maskgit_jax.config import ModelConfig, TokenizerConfig
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.editing import blend, blend_weights, latent_mask, plan_windows
-from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.maskgit import MaskGit
 from maskgit_jax.model import Model, with_class_token
+from maskgit_jax.presets import KNOBS, check_value
 
 SIDES = ("left", "right", "up", "down")
 """Where a picture can grow."""
@@ -53,28 +52,20 @@ class Growth(NamedTuple):
     pixels: int
 
 
-def default_settings(model_name: str) -> EditSettings:
-    """The published settings for the ImageNet models, what suits the demo model for others."""
-    published = {"imagenet256": EditSettings(8, 4.5), "imagenet512": EditSettings(12, 4.5)}
-    return published.get(model_name, EditSettings(12, 30.0))
-
-
 def chosen_settings(
-    model_name: str, num_steps: int | None, temperature: float | None
+    config: ModelConfig, num_steps: int | None, temperature: float | None, method: str = "edit"
 ) -> EditSettings:
-    """A model's default settings, with what flags say in place of them.
+    """The settings of a model's presets for "edit" or "stroke", with what is given in their place.
 
     Raises:
-      InputError: the temperature is no number from 0 up.
+      InputError: a value out of its range; names the flag.
     """
-    settings = default_settings(model_name)
-    if num_steps is not None:
-        settings = settings._replace(num_steps=num_steps)
-    if temperature is not None:
-        if not 0 <= temperature < math.inf:
-            raise InputError(f"--temperature={temperature:g}: expected 0 or more")
-        settings = settings._replace(temperature=temperature)
-    return settings
+    settings = {name: config.presets[method][name] for name in EditSettings._fields}
+    for name, value in (("num_steps", num_steps), ("temperature", temperature)):
+        if value is not None:
+            check_value(f"--{name}", value, KNOBS[method][name])
+            settings[name] = value
+    return EditSettings(**settings)
 
 
 def encode(model: Model, squares: Squares) -> Int[np.ndarray, "b N"]:

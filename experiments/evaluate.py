@@ -40,7 +40,6 @@ from experiments import cli, guidance_flags, tradeoff
 from experiments.demo_world import EVAL_SEED, REFERENCE_SEED, load_demo_world_model
 from experiments.drawings import label_of_path
 from experiments.generation import (
-    UNGUIDED_TEMPERATURE,
     Pictures,
     decode,
     encode,
@@ -76,7 +75,7 @@ _CURVE = flags.DEFINE_list("lambda_s_curve", [], "More rows, one for each λ_s: 
 _DRAWINGS = flags.DEFINE_string(
     "drawings", None, "Folder of people's drawings, in place of scenes."
 )
-_UNGUIDED_STEPS = flags.DEFINE_integer("unguided_steps", 24, "Steps of plain MaskGIT sampling.")
+_UNGUIDED_STEPS = flags.DEFINE_integer("unguided_steps", None, "Steps of plain MaskGIT sampling.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder for the results.")
 
 _GUIDED_PER_DRAWING = 2
@@ -94,7 +93,7 @@ _DRAWING_COLUMNS = {
 def main() -> None:
     """Evaluates as the flags say."""
     for flag, least in ((_NUM_SKETCHES, _FEWEST), (_NUM_REFERENCE, _FEWEST), (_UNGUIDED_STEPS, 1)):
-        if flag.value < least:
+        if flag.value is not None and flag.value < least:
             raise InputError(f"--{flag.name}={flag.value}: expected {least} or more")
     curve = read_curve()
     if curve and _OUTPUT_DIR.value is not None:
@@ -102,12 +101,17 @@ def main() -> None:
     if _DRAWINGS.value is not None and (curve or _CONDITION.value != "sketch"):
         raise InputError("--drawings takes no --lambda_s_curve and no --condition")
     model = load_demo_world_model(flags.FLAGS.model, flags.FLAGS.dtype)
-    guided_flags = guidance_flags.read(model.config.transformer.num_layers)
+    guided_flags = guidance_flags.read(model.config)
     folder = None if _OUTPUT_DIR.value is None else cli.output_folder(_OUTPUT_DIR)
     if _DRAWINGS.value is not None:
         evaluate_drawings(model, guided_flags, Path(_DRAWINGS.value), folder)
     else:
         evaluate_scenes(model, guided_flags, curve, folder)
+
+
+def unguided_steps(model: Model) -> int:
+    """The value of --unguided_steps, else that of the model's presets."""
+    return _UNGUIDED_STEPS.value or model.config.presets["maskgit"]["num_steps"]
 
 
 def read_curve() -> list[float]:
@@ -132,7 +136,7 @@ def evaluate_scenes(
     reference = reference_features(model, judge, _NUM_REFERENCE.value)
 
     unguided = sample_unguided(
-        model, scenes.labels, num_steps=_UNGUIDED_STEPS.value, seed=guided_flags.record["seed"]
+        model, scenes.labels, num_steps=unguided_steps(model), seed=guided_flags.record["seed"]
     )
     # Settings are traced: all λ_s share one compilation.
     by_lambda = {
@@ -180,8 +184,8 @@ def evaluate_scenes(
         "num_sketches": _NUM_SKETCHES.value,
         "num_reference": _NUM_REFERENCE.value,
         "condition": _CONDITION.value,
-        "unguided_steps": _UNGUIDED_STEPS.value,
-        "unguided_temperature": UNGUIDED_TEMPERATURE,
+        "unguided_steps": unguided_steps(model),
+        "unguided_temperature": model.config.presets["maskgit"]["temperature"],
         "eval_seed": EVAL_SEED,
         "reference_seed": REFERENCE_SEED,
     }
@@ -205,7 +209,7 @@ def evaluate_drawings(
     judge = load_judge()
     count = len(labels)
     unguided = sample_unguided(
-        model, labels, num_steps=_UNGUIDED_STEPS.value, seed=guided_flags.record["seed"]
+        model, labels, num_steps=unguided_steps(model), seed=guided_flags.record["seed"]
     )
     guided = sample_guided(
         model,

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int, UInt8
 from tqdm import tqdm
 
 from experiments import cli, edit_flags
+from experiments.batches import in_batches
 from experiments.datasets import draw_pictures
 from experiments.demo_world import EVAL_SEED, load_demo_world_model
 from experiments.edit_measures import (
@@ -149,7 +150,7 @@ def inpaint(
         squares = np.stack([picture.square for picture in prepared])
         seed = flags.FLAGS.seed
         made = remake(model, squares, hidden, labels, settings, seed=seed, indices=indices)
-        return [finish(*pair) for pair in zip(prepared, made, strict=True)]
+        return np.stack([finish(*pair) for pair in zip(prepared, made, strict=True)])
 
     return _in_batches(make, photos, labels)
 
@@ -168,13 +169,10 @@ def outpaint(model: Model, photos: Pictures, labels: Labels, settings: EditSetti
 
 
 def _in_batches(make: Callable[..., Pictures], photos: np.ndarray, labels: Labels) -> Pictures:
-    """What is made of the photos, in batches of one size: another would be compiled anew."""
-    count, size = len(labels), min(flags.FLAGS.batch_size, len(labels))
-    results = []
-    for start in tqdm(range(0, count, size), desc="editing", unit="batch"):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        results.extend(make(photos[rows], labels[rows], rows)[: count - start])
-    return np.stack(results)
+    with tqdm(total=len(labels), desc="editing", unit="picture") as bar:
+        rows = np.arange(len(labels))
+        size = flags.FLAGS.batch_size
+        return in_batches(make, photos, labels, rows, size=size, progress=bar.update)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments import cli, digests, edit_flags, files, judge
+from experiments.batches import in_batches
 from experiments.demo_world import EVAL_SEED, load_demo_world_model
 from experiments.edit_measures import seam, seam_steps
 from experiments.edit_picture import EditPicture, finish, outlined, prepare
@@ -112,7 +113,7 @@ class Finished(NamedTuple):
 
 def main() -> None:
     """Measures as the flags say."""
-    settings, record = edit_flags.read()
+    settings, record = edit_flags.read("stroke")
     rows = [Row(method, None) for method in ("baseline", "context", "zero_shot")]
     rows += [Row("tilt", c) for c in read_confidences(_CONFIDENCES)]
     published = [name for name in CONFIDENT if name != "tilt"]
@@ -215,31 +216,29 @@ def sample(
     model: Model, strokes: Strokes, row: Row, settings: EditSettings, energy: Any
 ) -> tuple[UInt8[np.ndarray, "n H W 3"], Float[np.ndarray, "n"]]:
     """A row's pictures, blended, and the share of the region's ids that are the guide's."""
-    size, count = flags.FLAGS.batch_size, len(strokes.labels)
     hidden = np.stack([picture.hidden for picture in strokes.pictures])
-    images, shares = [], []
-    for first in tqdm(range(0, count, size), desc=row.name, unit="batch"):
-        # The last batch is filled up: of another size, it would be compiled anew.
-        batch = np.minimum(np.arange(first, first + size), count - 1)
+
+    def make(rows):
         samples = follow_strokes(
             model,
-            strokes.photos[batch],
-            strokes.painted[batch],
-            hidden[batch],
-            strokes.labels[batch],
+            strokes.photos[rows],
+            strokes.painted[rows],
+            hidden[rows],
+            strokes.labels[rows],
             settings,
             method=row.method,
             confidence=1.0 if row.confidence is None else row.confidence,
             energy=energy if row.method == "learned" else None,
             seed=flags.FLAGS.seed,
-            indices=batch,
+            indices=rows,
         )
-        same = (samples.ids == samples.guide_ids) & hidden[batch]
-        shares.extend(same.sum(axis=1) / hidden[batch].sum(axis=1))
-        images += [
-            finish(strokes.pictures[i], x) for i, x in zip(batch, samples.images, strict=True)
-        ]
-    return np.stack(images[:count]), np.array(shares[:count])
+        same = (samples.ids == samples.guide_ids) & hidden[rows]
+        images = [finish(strokes.pictures[i], x) for i, x in zip(rows, samples.images, strict=True)]
+        return np.stack(images), same.sum(axis=1) / hidden[rows].sum(axis=1)
+
+    rows = np.arange(len(strokes.labels))
+    with tqdm(total=len(rows), desc=row.name, unit="picture") as bar:
+        return in_batches(make, rows, size=flags.FLAGS.batch_size, progress=bar.update)
 
 
 def measure(

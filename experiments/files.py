@@ -39,16 +39,13 @@ def write_whole(path: epath.PathLike, data: bytes) -> None:
 
 
 def append(path: epath.PathLike, data: bytes) -> None:
-    """Adds to the end of a file, which need not exist; a kill may leave a part of `data`.
+    """Adds to the end of a local file, which need not exist; a kill may leave a part of `data`.
+
+    Object stores do not append: there, write objects of their own and read them together.
 
     Raises:
       OSError: it cannot be written.
     """
-    path = epath.Path(path)
-    if not is_local(path):
-        # Object stores do not append.
-        path.write_bytes((path.read_bytes() if path.exists() else b"") + data)
-        return
     with open(path, "ab") as file:
         file.write(data)
         file.flush()

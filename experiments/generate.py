@@ -23,9 +23,10 @@ from absl import flags
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from experiments import cli
+from experiments import cli, digests
+from experiments.batches import make_batches
 from experiments.generate_folder import FORMATS, GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, check_settings, preset, read_labels
+from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.decoding import MASK_ID
@@ -69,10 +70,12 @@ def main() -> None:
             raise InputError(f"--{flag.name}={flag.value}: expected {low} to {high:.0f}")
     config = model_config(_MODEL.value)
     plan = _read_plan(config)
-    model = load_model(_MODEL.value)
     folder = GenerateFolder(Path(_OUTPUT_DIR.value))
     record = plan._asdict()
-    folder.open(record | record.pop("settings") | {"format": _FORMAT.value})
+    record |= record.pop("settings") | {"format": _FORMAT.value}
+    folder.check(record)  # before anything large is loaded
+    model = load_model(_MODEL.value)
+    folder.open(record | {"weights": digests.of_weights(model)})
     if folder.finished():
         print(f"finished before: look at {folder.path / 'grid.png'}")
         return
@@ -95,9 +98,8 @@ def main() -> None:
 def _read_plan(config: ModelConfig) -> Plan:
     flags_of_samplers = (_NUM_STEPS, _SCHEDULE, _TEMPERATURE, _SHARPNESS, _REMASK, _ETA)
     given = {flag.name: flag.value for flag in flags_of_samplers if flag.value is not None}
-    defaults = preset(_SAMPLER.value, _MODEL.value, config.tokenizer.image_size)
-    check_settings(_SAMPLER.value, defaults, given)
-    settings = defaults | given
+    check_settings(_SAMPLER.value, given)
+    settings = config.presets[_SAMPLER.value] | given
     return Plan(
         model=_MODEL.value,
         labels=read_labels(_LABELS.value, config.class_names),
@@ -112,15 +114,14 @@ def _read_plan(config: ModelConfig) -> Plan:
 
 def _make(model: Model, plan: Plan, folder: GenerateFolder) -> None:
     """Makes the pictures that the folder lacks."""
-    batch_size = min(_BATCH_SIZE.value, plan.count)
     done = folder.count()
     with tqdm(total=plan.count, initial=done, desc="pictures", unit="", mininterval=1) as bar:
-        for first in range(done, plan.count, batch_size):
-            # Filled up: every batch runs what the first one compiled.
-            indices = np.minimum(np.arange(first, first + batch_size), plan.count - 1)
-            kept = min(batch_size, plan.count - first)
-            folder.add(first, _draw(model, plan, indices)[:kept])
-            bar.update(kept)
+        for batch in make_batches(plan.count, _BATCH_SIZE.value):
+            # Another batch size may have made the first of them.
+            new = slice(max(0, done - batch.first), batch.count)
+            if new.start < new.stop:
+                folder.add(batch.first + new.start, _draw(model, plan, batch.rows)[new])
+                bar.update(new.stop - new.start)
 
 
 def _draw(model: Model, plan: Plan, indices: np.ndarray) -> UInt8[np.ndarray, "b H W 3"]:

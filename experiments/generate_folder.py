@@ -35,8 +35,11 @@ class GenerateFolder:
         self._parts = path / "parts"
         self._grid = path / "grid.png"
 
-    def open(self, record: dict[str, Any]) -> None:
-        """Makes the folder of a run, or goes on with one.
+    def check(self, record: dict[str, Any]) -> None:
+        """Makes the folder, or looks whether it is one to go on with.
+
+        Args:
+          record: what decides the pictures, as far as it is known.
 
         Raises:
           InputError: the folder belongs to another run, holds other files or cannot be written.
@@ -50,7 +53,20 @@ class GenerateFolder:
                 raise InputError(
                     f"--output_dir={self.path} holds other files: choose an empty folder"
                 )
-            else:
+
+    def open(self, record: dict[str, Any]) -> None:
+        """Makes the folder of a run, or goes on with one.
+
+        Args:
+          record: what decides the pictures, all of it.
+
+        Raises:
+          InputError: as for `check`.
+        """
+        self.check(record)
+        plan = self.path / "plan.json"
+        with self._writing():
+            if not plan.exists():
                 write_whole(plan, (json.dumps(record, indent=1) + "\n").encode())
             if self.finished():
                 shutil.rmtree(self._parts, ignore_errors=True)
@@ -132,7 +148,7 @@ class GenerateFolder:
 def _check_plan(path: Path, expected: dict[str, Any]) -> None:
     try:
         found = json.loads(path.read_text())
-        names = [name for name in found | expected if found.get(name) != expected.get(name)]
+        names = [name for name in expected if found.get(name) != expected[name]]
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path} is damaged: choose another --output_dir") from None
     if names:

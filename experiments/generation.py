@@ -1,16 +1,16 @@
 """Pictures for `evaluate`: guided and unguided samples in batches, and structure distances."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments import guidance_flags
+from experiments.batches import in_batches, make_batches
 from experiments.guidance_flags import GuidanceFlags
 from guidance import masksketch
 from guidance.structure import Target, structure_distance
@@ -20,10 +20,6 @@ from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.inference import attention_inputs
 from maskgit_jax.maskgit import MaskGit
 from maskgit_jax.model import Model, with_class_token
-
-UNGUIDED_TEMPERATURE = 30.0
-"""MaskGIT's choice temperature. Plain backgrounds are what a small model is surest of: at the
-published 4.5 they are settled first and leave the object no room."""
 
 
 class Pictures(NamedTuple):
@@ -36,7 +32,8 @@ class Pictures(NamedTuple):
 def sample_unguided(
     model: Model, labels: Int[np.ndarray, "n"], *, num_steps: int, seed: int
 ) -> Pictures:
-    """Plain MaskGIT samples of classes."""
+    """MaskGIT samples of classes, at the temperature of the model's presets."""
+    temperature = model.config.presets["maskgit"]["temperature"]
     hidden = np.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID, np.int32)
     with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
 
@@ -47,13 +44,14 @@ def sample_unguided(
                 num_steps=num_steps,
                 seed=seed,
                 indices=jnp.asarray(indices),
-                sampler=MaskGit(UNGUIDED_TEMPERATURE),
+                sampler=MaskGit(temperature),
             )
             jax.block_until_ready(ids)
             bar.update(min(len(tokens), bar.total - bar.n))
             return ids
 
-        ids = _in_batches(draw, _tokens(model, labels, hidden), np.arange(len(labels)))
+        rows = _tokens(model, labels, hidden), np.arange(len(labels))
+        ids = in_batches(draw, *rows, size=flags.FLAGS.batch_size)
     return decode(model, ids)
 
 
@@ -68,7 +66,7 @@ def sample_guided(
     """Samples of classes, led by drawings."""
     tokens = _tokens(model, labels, drawing_ids)
     num_steps = guided_flags.num_steps
-    num_batches = len(guidance_flags.batches(len(tokens)))
+    num_batches = len(make_batches(len(tokens), flags.FLAGS.batch_size))
     name = f"lambda_s = {lambda_s:g}"
     with tqdm(total=num_batches * num_steps, desc=name, unit="step") as bar:
 
@@ -86,19 +84,26 @@ def sample_guided(
             )
             return samples.ids
 
-        ids = _in_batches(draw, tokens, np.arange(len(tokens)))
+        ids = in_batches(draw, tokens, np.arange(len(tokens)), size=flags.FLAGS.batch_size)
     return decode(model, ids)
 
 
 def encode(model: Model, images: UInt8[np.ndarray, "n H W 3"]) -> Int[np.ndarray, "n N"]:
     """Ids of pictures."""
-    return _in_batches(lambda images: model.encode(jnp.asarray(to_float(images))), images)
+
+    def ids(images):
+        return model.encode(jnp.asarray(to_float(images)))
+
+    return in_batches(ids, images, size=flags.FLAGS.batch_size)
 
 
 def decode(model: Model, ids: Int[np.ndarray, "n N"]) -> Pictures:
     """The pictures of ids, as they would be saved."""
-    images = _in_batches(lambda ids: to_uint8(np.asarray(model.decode(jnp.asarray(ids)))), ids)
-    return Pictures(images, ids)
+
+    def images(ids):
+        return to_uint8(np.asarray(model.decode(jnp.asarray(ids))))
+
+    return Pictures(in_batches(images, ids, size=flags.FLAGS.batch_size), ids)
 
 
 def structure_distances(
@@ -116,7 +121,8 @@ def structure_distances(
         guided_flags.settings.layer_weights,
         guided_flags.choices.divergence,
     )
-    return _in_batches(distance, _tokens(model, labels, drawing_ids), _tokens(model, labels, ids))
+    rows = (_tokens(model, labels, each) for each in (drawing_ids, ids))
+    return in_batches(distance, *rows, size=flags.FLAGS.batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -138,16 +144,3 @@ def _tokens(
 ) -> Int[np.ndarray, "n S"]:
     """Ids behind their class tokens."""
     return np.asarray(with_class_token(model.config, jnp.asarray(labels), jnp.asarray(ids)))
-
-
-def _in_batches(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-    """The function's results on batches of the arrays' rows, put together.
-
-    The last batch is filled up with its last row: of another size, it would be compiled anew.
-    """
-    batches = guidance_flags.batches(len(arrays[0]))
-    results = []
-    for batch in batches:
-        rows = np.minimum(np.arange(len(batches[0])) + batch.start, batch.stop - 1)
-        results.append(np.asarray(function(*(array[rows] for array in arrays)))[: len(batch)])
-    return np.concatenate(results)

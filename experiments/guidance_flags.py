@@ -1,7 +1,6 @@
 """The flags of structure-guided decoding, and the settings that they stand for."""
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -13,43 +12,10 @@ from guidance.structure import (
     check_settings,
     layer_weights,
 )
-from maskgit_jax import download
+from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import DTYPES
-
-RELEASED = {
-    "num_steps": 500,
-    "layers": "1,3,16,20,21,22",
-    "lambda_s": 0.9,
-    "guidance_scale": 0.6,
-    "max_mask_rate": 0.95,
-    "min_mask_rate": 0.35,
-    "structure_temperature": 0.0,
-    "confidence_temperature": 0.0,
-    "paper_weight": 1.0,
-    "divergence": "jeffreys",
-    "num_proposals": 1,
-    "kernel": "jnp",
-}
-"""The settings released with MaskSketch, for the 24-layer ImageNet models.
-
-Except the divergence: Jeffreys is the paper's, the released code has the cross-entropy form.
-"""
-
-DEMO = RELEASED | {
-    "num_steps": 32,
-    "layers": "all",
-    # Above, pictures follow the sketch further, and more backgrounds are its paper.
-    "lambda_s": 0.8,
-    "guidance_scale": 0.3,
-    # Nothing of the sketch is seen at the start: its paper would become the background.
-    "max_mask_rate": 1.0,
-    "min_mask_rate": 0.05,
-}
-"""What suits the small demo model (docs/demo_model.md)."""
-
-FAST = {"num_steps": 16, "num_proposals": 4, "max_mask_rate": 1.0, "min_mask_rate": 0.05}
-"""What `--sampler=fast` sets: fewer steps that look at the structure more often (docs/steps.md)."""
+from maskgit_jax.presets import KNOBS, read_layers
 
 
 class Choices(NamedTuple):
@@ -66,7 +32,7 @@ class Choices(NamedTuple):
     kernel: str
 
 
-SETTINGS = tuple(name for name in RELEASED if name not in Choices._fields)
+SETTINGS = tuple(name for name in KNOBS["masksketch"] if name not in Choices._fields)
 """What may differ from sample to sample."""
 
 _MOST = 10**6
@@ -87,11 +53,12 @@ flags.DEFINE_enum(
     "sampler",
     "published",
     ["published", "fast"],
-    "Defaults of the other flags: the paper's rule, or fewer steps with several proposals in each.",
+    "Defaults of the other flags: the paper's rule, or fewer steps with several proposals in each "
+    "(measured with the demo model, not with the ImageNet models: docs/steps.md).",
 )
 flags.DEFINE_integer("num_proposals", None, "Samples drawn in each step; the nearest ids are kept.")
 flags.DEFINE_enum(
-    "kernel", None, list(KERNELS), "pallas: attention and divergence in one kernel on TPU and GPU."
+    "kernel", "jnp", list(KERNELS), "pallas: attention and divergence in one kernel on TPU and GPU."
 )
 flags.DEFINE_string("divergence", None, "jeffreys, or cross_entropy (the released code's).")
 flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
@@ -130,16 +97,13 @@ class GridFlags(NamedTuple):
     choices: Choices
 
 
-def read(num_layers: int) -> GuidanceFlags:
-    """Reads the flags for a model of `num_layers` layers.
-
-    Flags that are not given take the released values for the ImageNet models and the demo's for
-    every other.
+def read(config: ModelConfig) -> GuidanceFlags:
+    """Reads the flags for a model; those that are not given take the values of its presets.
 
     Raises:
       InputError: a value out of its range, or several for a flag.
     """
-    grid = read_grid(num_layers)
+    grid = read_grid(config)
     for name, values in grid.values.items():
         if len(values) > 1:
             raise InputError(
@@ -153,11 +117,11 @@ def read(num_layers: int) -> GuidanceFlags:
         "dtype": flags.FLAGS.dtype,
         "seed": flags.FLAGS.seed,
     }
-    settings = structure_settings(setting, num_layers)
+    settings = structure_settings(setting, config.transformer.num_layers)
     return GuidanceFlags(settings, setting["num_steps"], grid.choices, record)
 
 
-def read_grid(num_layers: int) -> GridFlags:
+def read_grid(config: ModelConfig) -> GridFlags:
     """Reads the flags as `read` does; each setting may have several values.
 
     Commas stand between them, semicolons between sets of layers.
@@ -166,9 +130,9 @@ def read_grid(num_layers: int) -> GridFlags:
       InputError: a value out of its range, or one twice.
     """
     given = flags.FLAGS
-    preset = RELEASED if given.model in download.MODELS else DEMO
+    preset = config.presets["masksketch"]
     if given.sampler == "fast":
-        preset = preset | FAST
+        preset = preset | config.presets["masksketch_fast"]
     values = {
         name: [preset[name]] if given[name].value is None else _parse(name) for name in SETTINGS
     }
@@ -191,7 +155,7 @@ def read_grid(num_layers: int) -> GridFlags:
         raise InputError(f"--seed={given.seed}: expected 0 to {2**32 - 1}")
     check_divergence(choices.divergence)
     for setting in combinations(values):
-        check_settings(structure_settings(setting, num_layers))
+        check_settings(structure_settings(setting, config.transformer.num_layers))
     return GridFlags(values, choices)
 
 
@@ -206,7 +170,7 @@ def structure_settings(setting: Setting, num_layers: int) -> StructureSettings:
     Raises:
       InputError: layers that the model lacks.
     """
-    weights = layer_weights(_parse_layers(setting["layers"], num_layers), num_layers)
+    weights = layer_weights(read_layers(setting["layers"], num_layers, "--layers"), num_layers)
     others = {name: setting[name] for name in StructureSettings._fields if name in setting}
     return StructureSettings(layer_weights=weights, **others)
 
@@ -231,24 +195,3 @@ def _parse(name: str) -> list[Any]:
     if len(set(values)) < len(values):
         raise InputError(f"--{name}={text} names a value twice")
     return values
-
-
-def _parse_layers(text: str, num_layers: int) -> list[int] | None:
-    half = num_layers // 2
-    named = {"all": None, "early": range(half), "late": range(half, num_layers)}
-    name = text.strip().lower()
-    if name in named:
-        return named[name]
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--layers={text}: expected numbers with commas, such as 1,3,16, or all, early or late"
-        ) from None
-
-
-def batches(num_samples: int) -> list[range]:
-    """Sample indices in batches of nearly equal size, none above --batch_size."""
-    count = math.ceil(num_samples / flags.FLAGS.batch_size)
-    size = math.ceil(num_samples / count)
-    return [range(i, min(i + size, num_samples)) for i in range(0, num_samples, size)]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from experiments.batches import in_batches
 from maskgit_jax import checkpoint, world
 from maskgit_jax.model import parameter_shapes
 
@@ -108,16 +109,7 @@ def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
 
 def predict(judge: Judge, params: Any, images: Float[np.ndarray, "b h w 3"]) -> Verdict:
     """The judge's word on pictures in [0, 1] whose sides are multiples of 4."""
-    verdicts = []
-    for first in range(0, len(images), _BATCH):
-        batch = images[first : first + _BATCH]
-        # Filled up: every batch runs what the first one compiled.
-        filled = np.concatenate(
-            [batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]), np.float32)]
-        )
-        verdict = _predict(judge, params, filled)
-        verdicts.append([np.asarray(field)[: len(batch)] for field in verdict])
-    return Verdict(*map(np.concatenate, zip(*verdicts, strict=True)))
+    return in_batches(functools.partial(_predict, judge, params), images, size=_BATCH, exact=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)

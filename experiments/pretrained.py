@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from experiments.batches import in_batches
 from maskgit_jax.errors import InputError
 
 _AT_ONCE = 64
@@ -96,14 +97,7 @@ def in_pieces(
     function: Callable[[np.ndarray], Any], pictures: np.ndarray, size: int | None = None
 ) -> np.ndarray:
     """What a function gives for pictures, `size` (or at most 64) at a time."""
-    size = size or min(len(pictures), _AT_ONCE)
-    results = []
-    for first in range(0, len(pictures), size):
-        piece = pictures[first : first + size]
-        # Filled up: every piece runs what the first one compiled.
-        filled = np.pad(piece, [(0, size - len(piece)), (0, 0), (0, 0), (0, 0)])
-        results.append(np.asarray(function(filled))[: len(piece)])
-    return np.concatenate(results)
+    return in_batches(function, pictures, size=size or _AT_ONCE, exact=size is not None)
 
 
 def check_connection() -> None:

@@ -24,6 +24,7 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from experiments import cli, edit_flags
+from experiments.batches import in_batches
 from experiments.datasets import draw_pictures
 from experiments.demo_world import EVAL_SEED, load_demo_world_model
 from experiments.drawings import label_of_path
@@ -132,22 +133,21 @@ def reconstruct(
 ) -> Pictures:
     """The photos with a random share of the ids made anew; `number` counts the masks."""
     num_tokens = model.config.transformer.sequence_length - 1
-    count, size, seed = len(photos), min(flags.FLAGS.batch_size, len(photos)), flags.FLAGS.seed
-    results = []
-    for start in range(0, count, size):
-        # Batches of one size: another would be compiled anew.
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        made = remake(
+    seed = flags.FLAGS.seed
+
+    def make(photos, labels, rows):
+        return remake(
             model,
-            photos[rows],
+            photos,
             np.stack([random_mask(ratio, num_tokens, [seed, row, number]) for row in rows]),
-            labels[rows],
+            labels,
             settings,
             seed=seed,
             indices=rows * _MASKS + number,
         )
-        results.extend(made[: count - start])
-    return np.stack(results)
+
+    rows = np.arange(len(photos))
+    return in_batches(make, photos, labels, rows, size=flags.FLAGS.batch_size)
 
 
 def measure(photos: Pictures, pair: list[Pictures]) -> Figures:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.batches import fill, make_batches
 from experiments.image_sets import ImageSet, open_image_set, write_adm_npz
 from experiments.inception import NUM_FEATURES, embed, load_inception
 from experiments.metrics import (
@@ -89,10 +90,9 @@ def _features(
     """Features, and probabilities of the classes."""
     features, probabilities = [], []
     with tqdm(total=images.count, desc=name, unit="", mininterval=1) as bar:
-        for batch in images.batches(_BATCH_SIZE.value):
-            # Filled up: every batch runs what the first one compiled.
-            missing = _BATCH_SIZE.value - len(batch)
-            result = embed(variables, np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))))
+        size = len(make_batches(images.count, _BATCH_SIZE.value)[0].rows)
+        for batch in images.batches(size):
+            result = embed(variables, batch[fill(len(batch), size)])
             features.append(np.asarray(result.features)[: len(batch)])
             probabilities.append(np.asarray(jax.nn.softmax(result.logits))[: len(batch)])
             bar.update(len(batch))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments import cli, guidance_flags
+from experiments.batches import Batch, make_batches
 from experiments.sample_folder import check_not_replaced, write_samples
 from guidance import masksketch
 from maskgit_jax.errors import InputError
@@ -50,7 +51,7 @@ def main() -> None:
     # All that can be wrong is looked at before anything large is fetched or made.
     config = model_config(flags.FLAGS.model)
     label = find_label(label_text, config.class_names)
-    guided = guidance_flags.read(config.transformer.num_layers)
+    guided = guidance_flags.read(config)
     model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
     output_dir = cli.output_folder(_OUTPUT_DIR)
     check_not_replaced("sketch", sketch_path, output_dir)
@@ -59,14 +60,14 @@ def main() -> None:
     ids = model.encode(jnp.asarray(to_float(sketch))[None])
     tokens = with_class_token(config, jnp.array([label]), ids)
     pictures, lines = [], []
-    batches = guidance_flags.batches(_NUM_SAMPLES.value)
+    batches = make_batches(_NUM_SAMPLES.value, flags.FLAGS.batch_size)
     with tqdm(total=len(batches) * guided.num_steps, desc="compiling", unit="step") as bar:
         for batch in batches:
             start = time.perf_counter()
             drawn, distances = _sample(model, tokens, guided, batch, bar)
-            seconds = (time.perf_counter() - start) / len(batch)
+            seconds = (time.perf_counter() - start) / batch.count
             pictures.extend(drawn)
-            for index, distance in zip(batch, distances, strict=True):
+            for index, distance in enumerate(distances, batch.first):
                 lines.append(
                     {
                         "file": f"sample_{index:03d}.png",
@@ -92,7 +93,7 @@ def _sample(
     model: Model,
     tokens: Int[Array, "1 S"],
     guided: guidance_flags.GuidanceFlags,
-    batch: range,
+    batch: Batch,
     bar: tqdm,
 ) -> tuple[list[UInt8[np.ndarray, "H W 3"]], Float[np.ndarray, "b"]]:
     """Pictures and structure distances of one batch; moves the bar with each step."""
@@ -105,17 +106,17 @@ def _sample(
 
     samples = masksketch.sample(
         model,
-        jnp.tile(tokens, (len(batch), 1)),
+        jnp.tile(tokens, (len(batch.rows), 1)),
         guided.settings,
         num_steps=guided.num_steps,
         seed=guided.record["seed"],
-        indices=jnp.arange(batch.start, batch.stop),
+        indices=jnp.asarray(batch.rows),
         **guided.choices._asdict(),
         progress=progress,
     )
     # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
-    pictures = [to_uint8(np.asarray(model.decode(ids[None])[0])) for ids in samples.ids]
-    return pictures, np.asarray(samples.structure_distance)
+    ids, distances = (np.asarray(each)[: batch.count] for each in samples)
+    return [to_uint8(np.asarray(model.decode(row[None])[0])) for row in ids], distances
 
 
 if __name__ == "__main__":

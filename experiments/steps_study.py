@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from experiments import cli, digests, files, guidance_flags, tradeoff
+from experiments.batches import make_batches
 from experiments.demo_world import load_demo_world_model
 from experiments.generation import decode
 from experiments.judge import load_judge
@@ -109,7 +110,7 @@ def main() -> None:
     if not rows:
         raise InputError(f"--rows={','.join(_ROWS.value)}: no row's name begins so")
     model = load_demo_world_model(flags.FLAGS.model, flags.FLAGS.dtype)
-    guided = guidance_flags.read(model.config.transformer.num_layers)
+    guided = guidance_flags.read(model.config)
     folder = cli.output_folder(_OUTPUT_DIR)
     path = folder / "steps.jsonl"
     record = guided.record | {
@@ -156,15 +157,15 @@ def _make(model: Model, row: Row, scenes: Scenes, settings: Any, seed: int):
     tokens = with_class_token(
         model.config, jnp.asarray(scenes.labels), jnp.asarray(scenes.drawing_ids)
     )
-    batches = guidance_flags.batches(len(tokens))
+    batches = make_batches(len(tokens), flags.FLAGS.batch_size)
     ids, steps = [], []
     for batch in tqdm(batches, desc=f"{row.name}, {row.num_steps} steps"):
-        places = np.minimum(np.arange(len(batches[0])) + batch.start, batch.stop - 1)
+        places = batch.rows
         made = row.rule(
             Batch(model, tokens[places], settings, row.num_steps, seed, jnp.asarray(places))
         )
-        ids.append(made.ids[: len(batch)])
-        steps.append(made.steps[: len(batch)])
+        ids.append(made.ids[: batch.count])
+        steps.append(made.steps[: batch.count])
     return np.concatenate(ids), np.concatenate(steps)
 
 

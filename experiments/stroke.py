@@ -28,6 +28,7 @@ from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.batches import make_batches
 from experiments.edit_picture import finish, outlined, prepare, read_mask, resize
 from experiments.edit_sampling import EditSettings, chosen_settings
 from experiments.sample_folder import check_not_replaced, write_samples
@@ -35,15 +36,16 @@ from experiments.stroke_measures import colour_distance
 from experiments.stroke_sampling import CONFIDENT, follow_strokes, read_energy
 from guidance.maskgit_edit import METHODS
 from guidance.strokes import KINDS, Stroke, automatic_stroke
+from maskgit_jax.config import ModelConfig
 from maskgit_jax.editing import fit_mask
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, read_image, save_png
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import DTYPES, load_model, model_config
+from maskgit_jax.presets import KNOBS, check_value
 
 _MOST_SAMPLES = 10_000
 _GRID_SIDE = 384
-_DEFAULT_CONFIDENCE = 0.7
 
 _IMAGE = flags.DEFINE_string("image", None, "Picture file.")
 _LABEL = flags.DEFINE_string("label", None, "Class to be seen: a name or a number.")
@@ -51,11 +53,7 @@ _STROKE = flags.DEFINE_string("stroke", None, "The picture, painted over; of the
 _MASK = flags.DEFINE_string("mask", None, "White where paint is; of the same size.")
 _AUTO = flags.DEFINE_enum("auto", None, KINDS, "In place of both: a stroke made from the picture.")
 _METHOD = flags.DEFINE_enum("method", "tilt", METHODS, "How the stroke leads.")
-_CONFIDENCE = flags.DEFINE_float(
-    "confidence",
-    None,
-    f"How far the stroke is followed, 0 to 1; {_DEFAULT_CONFIDENCE} if not given.",
-)
+_CONFIDENCE = flags.DEFINE_float("confidence", None, "How far the stroke is followed, 0 to 1.")
 _ENERGY = flags.DEFINE_string("energy", None, "For learned: the energy.npy of tune_energy.")
 _MODEL = flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512 or a model's folder.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "What the transformer computes in.")
@@ -69,13 +67,13 @@ _OUTPUT_DIR = flags.DEFINE_string("output_dir", "out", "Folder for the results."
 
 def main() -> None:
     """Makes pictures as the flags say."""
-    settings, confidence = read_settings()
     # All that can be wrong is looked at before anything large is fetched or made.
+    config = model_config(_MODEL.value)
+    settings, confidence = read_settings(config)
     if _IMAGE.value is None:
         raise InputError("no --image: give the picture to edit, such as --image=photo.png")
     if _LABEL.value is None:
         raise InputError("--image without --label: say what is to be seen, such as --label=house")
-    config = model_config(_MODEL.value)
     label = find_label(_LABEL.value, config.class_names)
     energy = read_method(config.transformer.codebook_size)
     image = read_image(_IMAGE.value)
@@ -99,24 +97,24 @@ def main() -> None:
         **{flag.name: flag.value for flag in (_MODEL, _DTYPE, _SEED)},
     }
     pictures, lines = [], []
-    size = _BATCH_SIZE.value
-    for first in tqdm(range(0, _NUM_SAMPLES.value, size), desc="painting", unit="batch"):
-        indices = np.arange(first, min(first + size, _NUM_SAMPLES.value))
+    batches = make_batches(_NUM_SAMPLES.value, _BATCH_SIZE.value)
+    for batch in tqdm(batches, desc="painting", unit="batch"):
+        size = len(batch.rows)
         start = time.perf_counter()
         samples = follow_strokes(
             model,
-            *(np.repeat(x[None], len(indices), 0) for x in (picture.square, painted)),
-            np.repeat(picture.hidden[None], len(indices), 0),
-            np.full(len(indices), label),
+            *(np.repeat(x[None], size, 0) for x in (picture.square, painted)),
+            np.repeat(picture.hidden[None], size, 0),
+            np.full(size, label),
             settings,
             method=_METHOD.value,
             confidence=confidence,
             energy=energy,
             seed=_SEED.value,
-            indices=indices,
+            indices=batch.rows,
         )
-        seconds = (time.perf_counter() - start) / len(indices)
-        for index, made in zip(indices.tolist(), samples.images, strict=True):
+        seconds = (time.perf_counter() - start) / batch.count
+        for index, made in enumerate(samples.images[: batch.count], batch.first):
             pictures.append(finish(picture, made))
             distance = colour_distance(pictures[-1][None], stroke.painted[None], stroke.mask[None])
             lines.append(
@@ -125,7 +123,7 @@ def main() -> None:
                     "index": index,
                     "colour_distance": round(float(distance[0]), 6),
                     "seconds_per_sample": round(seconds, 3),
-                    "includes_compilation": first == 0,
+                    "includes_compilation": batch is batches[0],
                     **record,
                 }
             )
@@ -137,17 +135,18 @@ def main() -> None:
     print(f"look at {output_dir / 'grid.png'}")
 
 
-def read_settings() -> tuple[EditSettings, float]:
-    """The settings and the confidence that the flags say."""
-    for flag, most in ((_NUM_SAMPLES, _MOST_SAMPLES), (_NUM_STEPS, 100_000), (_BATCH_SIZE, 10_000)):
-        if flag.value is not None and not 1 <= flag.value <= most:
+def read_settings(config: ModelConfig) -> tuple[EditSettings, float]:
+    """The settings and the confidence: the flags' values, else those of the model's presets."""
+    for flag, most in ((_NUM_SAMPLES, _MOST_SAMPLES), (_BATCH_SIZE, 10_000)):
+        if not 1 <= flag.value <= most:
             raise InputError(f"--{flag.name}={flag.value}: expected 1 to {most}")
     if not 0 <= _SEED.value < 2**32:
         raise InputError(f"--seed={_SEED.value}: expected 0 to {2**32 - 1}")
-    settings = chosen_settings(_MODEL.value, _NUM_STEPS.value, _TEMPERATURE.value)
-    confidence = _DEFAULT_CONFIDENCE if _CONFIDENCE.value is None else _CONFIDENCE.value
-    if not 0 <= confidence <= 1:
-        raise InputError(f"--confidence={confidence:g}: expected 0 to 1")
+    settings = chosen_settings(config, _NUM_STEPS.value, _TEMPERATURE.value, "stroke")
+    confidence = config.presets["stroke"]["confidence"]
+    if _CONFIDENCE.value is not None:
+        confidence = _CONFIDENCE.value
+        check_value("--confidence", confidence, KNOBS["stroke"]["confidence"])
     if _CONFIDENCE.value is not None and _METHOD.value not in CONFIDENT:
         raise InputError(
             f"--confidence with --method={_METHOD.value}: only {', '.join(CONFIDENT)} have one"

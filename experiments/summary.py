@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from experiments.files import is_local
 from experiments.metrics import Figures, mean_and_error
 from maskgit_jax.errors import InputError
 
@@ -79,27 +80,49 @@ def read_sweep(folder: epath.Path) -> Sweep:
     return Sweep(plan, results)
 
 
-def read_results(folder: epath.Path) -> list[Line]:
+def parts_pattern(name: str) -> str:
+    """What the parts of `results.jsonl` or `log.jsonl` are called until they are merged."""
+    return f"{name.removesuffix('.jsonl')}.*-of-*.jsonl"
+
+
+def read_results(folder: epath.Path, known: dict[str, dict[int, Line]] | None = None) -> list[Line]:
     """The finished items in the plan's order, of all hosts; without a torn last line.
+
+    Args:
+      folder: of a sweep.
+      known: what earlier calls have read of the parts that never change, those on object stores;
+        added to.
 
     Raises:
       InputError: a damaged line.
     """
+    known = {} if known is None else known
     lines = {}
-    for file in (folder / RESULTS, *folder.glob("results.*-of-*.jsonl")):
+    for file in (folder / RESULTS, *folder.glob(parts_pattern(RESULTS))):
+        if file.name in known:
+            lines |= known[file.name]
+            continue
         try:
-            data = file.read_bytes()
+            found = _read_lines(file)
         except FileNotFoundError:
             continue  # not there yet, or just merged
-        for text in data[: data.rfind(b"\n") + 1].splitlines():
-            try:
-                line = json.loads(text)
-                lines[line["item"]] = line
-            except (ValueError, TypeError, KeyError):
-                raise InputError(
-                    f"{file} is damaged: {text[:40]!r}… is no line of a sweep; delete that line"
-                ) from None
+        if not is_local(file) and file.name != RESULTS:
+            known[file.name] = found
+        lines |= found
     return [lines[item] for item in sorted(lines)]
+
+
+def _read_lines(file: epath.Path) -> dict[int, Line]:
+    data, lines = file.read_bytes(), {}
+    for text in data[: data.rfind(b"\n") + 1].splitlines():
+        try:
+            line = json.loads(text)
+            lines[line["item"]] = line
+        except (ValueError, TypeError, KeyError):
+            raise InputError(
+                f"{file} is damaged: {text[:40]!r}… is no line of a sweep; delete that line"
+            ) from None
+    return lines
 
 
 def summarise(sweep: Sweep) -> list[Row]:

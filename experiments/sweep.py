@@ -119,7 +119,7 @@ def main() -> None:
 
 def _read_flags(config: ModelConfig) -> tuple[Plan, Rejection, int, int]:
     """The plan, what chooses among candidates, this host's number and how many there are."""
-    grid = guidance_flags.read_grid(config.transformer.num_layers)
+    grid = guidance_flags.read_grid(config)
     first = flags.FLAGS.seed
     if not 1 <= _SEEDS.value <= _MOST or first + _SEEDS.value > 2**32:
         raise InputError(f"--seeds={_SEEDS.value}: expected a number of seeds from 1 to {_MOST}")
@@ -232,10 +232,9 @@ def _run(
     with cli.signals_noticed() as signals, tqdm(total=total, unit="step", desc="compiling") as bar:
         for batch in batches:
             start = time.perf_counter()
-            for item, picture, line in decode_batch(decoder, batch, bar.update):
-                if item.number not in finished:
-                    folder.add(picture, line)
-            folder.log(
+            made = decode_batch(decoder, batch, bar.update)
+            folder.add(
+                [each for each in made if each.line["item"] not in finished],
                 {
                     "host": host,
                     "items": [item.number for item in batch],
@@ -243,7 +242,7 @@ def _run(
                     "seconds": round(time.perf_counter() - start, 3),
                     "includes_compilation": batch is batches[0],
                     "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                }
+                },
             )
             bar.set_description("sampling")
             if signals:

@@ -1,18 +1,18 @@
 """Decodes a sweep's batches: settings differ from sample to sample, one compilation serves all."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
+from experiments.batches import fill, make_batches
 from experiments.guidance_flags import structure_settings
 from experiments.rejection import Measure, best
 from experiments.summary import Line
-from experiments.sweep_folder import picture_file, sketch_file
+from experiments.sweep_folder import Finished, picture_file, sketch_file
 from experiments.sweep_plan import Item, Plan
 from guidance import masksketch
 from guidance.structure import StructureSettings
@@ -42,14 +42,6 @@ class Decoder(NamedTuple):
     num_weights: int
     num_items: int
     batch_size: int
-
-
-class Finished(NamedTuple):
-    """An item's picture and its line of `results.jsonl`."""
-
-    item: Item
-    picture: UInt8[np.ndarray, "H W 3"]
-    line: Line
 
 
 def make_decoder(
@@ -85,10 +77,9 @@ def make_decoder(
 def decode_batch(
     decoder: Decoder, batch: Sequence[Item], progress: Callable[[], None]
 ) -> list[Finished]:
-    """Makes a batch's pictures; calls `progress` once for each step."""
+    """Makes a batch's pictures, in its order; calls `progress` once for each step."""
     count = decoder.num_candidates
-    # Filled up: every batch runs what the first one compiled.
-    filled = [*batch, *[batch[-1]] * (decoder.num_items - len(batch))]
+    filled = [batch[place] for place in fill(len(batch), decoder.num_items)]
     rows = [(item, candidate) for item in filled for candidate in range(count)]
     ids, distances = _sample(decoder, rows, progress)
     # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
@@ -115,7 +106,7 @@ def decode_batch(
             line["candidate"] = int(kept[place])
             line["scores"] = [round(float(score), 6) for score in scores]
         line["ids_digest"] = hashlib.sha256(ids[row].astype("<i4").tobytes()).hexdigest()[:16]
-        finished.append(Finished(item, pictures[row], line))
+        finished.append(Finished(pictures[row], line))
     return finished
 
 
@@ -123,12 +114,10 @@ def _sample(
     decoder: Decoder, rows: Sequence[tuple[Item, int]], progress: Callable[[], None]
 ) -> tuple[Int[np.ndarray, "r N"], Float[np.ndarray, "r"]]:
     """Ids and structure distances of samples, as many at a time as the batch size allows."""
-    num_calls = math.ceil(len(rows) / decoder.batch_size)
-    per_call = math.ceil(len(rows) / num_calls)
+    guided = any(scale != 0 for scale in decoder.plan.values["guidance_scale"])
     results = []
-    for first in range(0, len(rows), per_call):
-        part = rows[first : first + per_call]
-        part = [*part, *[part[-1]] * (per_call - len(part))]
+    for call in make_batches(len(rows), decoder.batch_size):
+        part = [rows[row] for row in call.rows]
         num_steps = part[0][0].setting["num_steps"]
         done = 0
 
@@ -147,6 +136,7 @@ def _sample(
                 seed=jnp.array([item.seed for item, _ in part], jnp.uint32),
                 indices=jnp.array([candidate for _, candidate in part]),
                 **decoder.plan.choices._asdict(),
+                guided=guided,
                 progress=advance_to,
             )
         )

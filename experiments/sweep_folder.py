@@ -1,21 +1,23 @@
 """A sweep's folder: what is finished there stays, whatever stops the sweep.
 
 An item is finished when its line stands in `results.jsonl`; its picture is written before. Where
-several hosts share a sweep, each appends to a file of its own, `results.HOST-of-HOSTS.jsonl`, and
-the files are merged at the end.
+several hosts share a sweep, each appends to files of its own, `results.HOST-of-HOSTS.jsonl` and
+`log.HOST-of-HOSTS.jsonl`. Object stores do not append: there, each batch is an object,
+`results.HOST-of-HOSTS.ITEM.jsonl`, named after its first item, and so is its entry in the log. At
+the end all are merged.
 """
 
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from experiments.files import PART, append, write_whole
-from experiments.summary import RESULTS, Line, read_results
+from experiments.files import PART, append, is_local, write_whole
+from experiments.summary import RESULTS, Line, parts_pattern, read_results
 from experiments.sweep_plan import first_difference
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import png_bytes
@@ -23,14 +25,21 @@ from maskgit_jax.images import png_bytes
 _LOG = "log.jsonl"
 
 
+class Finished(NamedTuple):
+    """An item's picture and its line of `results.jsonl`, which must have `item` and `file`."""
+
+    picture: UInt8[np.ndarray, "H W 3"]
+    line: Line
+
+
 class SweepFolder:
     """The folder of one sweep, as one host sees it."""
 
     def __init__(self, path: epath.PathLike, host: int = 0, num_hosts: int = 1):
         self.path = epath.Path(path)
-        self._own = self.path / (
-            RESULTS if num_hosts == 1 else f"results.{host}-of-{num_hosts}.jsonl"
-        )
+        self._host = f"{host}-of-{num_hosts}"
+        self._alone = num_hosts == 1
+        self._known: dict[str, dict[int, Line]] = {}
 
     def check(self, record: dict[str, Any]) -> None:
         """Makes the folder, or looks whether it is one to go on with.
@@ -78,21 +87,23 @@ class SweepFolder:
 
     def finished(self) -> dict[int, Line]:
         """The lines of all finished items, of all hosts, by item."""
-        return {line["item"]: line for line in read_results(self.path)}
+        return {line["item"]: line for line in read_results(self.path, self._known)}
 
-    def add(self, picture: UInt8[np.ndarray, "H W 3"], line: Line) -> None:
-        """Finishes an item: its picture, then its line, which must have `item` and `file`."""
-        with self._writing():
-            write_whole(self.path / line["file"], png_bytes(picture))
-            append(self._own, _to_bytes(line))
+    def add(self, finished: Sequence[Finished], entry: dict[str, Any]) -> None:
+        """Finishes items of a batch, one at least: their pictures, then their lines.
 
-    def log(self, entry: dict[str, Any]) -> None:
-        """Notes what is no result, such as times."""
+        `entry` is what the log notes of the batch, such as times.
+        """
         with self._writing():
-            append(self.path / _LOG, _to_bytes(entry))
+            for picture, line in finished:
+                write_whole(self.path / line["file"], png_bytes(picture))
+            lines = [line for _, line in finished]
+            # The log first: with the last line, another host may begin to merge.
+            self._write_lines(_LOG, [entry], lines[0]["item"])
+            self._write_lines(RESULTS, lines, lines[0]["item"])
 
     def merge(self) -> None:
-        """Puts the lines of all hosts into `results.jsonl`, in the order of the items.
+        """Puts together what all hosts have written: `results.jsonl`, by items, and `log.jsonl`.
 
         For when all hosts have finished: unfinished files are deleted.
         """
@@ -102,13 +113,35 @@ class SweepFolder:
             merged = self.path / RESULTS
             if not merged.exists() or merged.read_bytes() != data:
                 write_whole(merged, data)
+            logs = sorted(self.path.glob(parts_pattern(_LOG)))
+            if logs:
+                whole = self.path / _LOG
+                texts = [path.read_bytes() for path in (whole, *logs) if path.exists()]
+                # Entries may be there twice, if a merge was stopped.
+                entries = dict.fromkeys(line for text in texts for line in text.splitlines())
+                write_whole(whole, b"".join(entry + b"\n" for entry in entries))
             for part in (
-                *self.path.glob("results.*-of-*.jsonl"),
+                *self.path.glob(parts_pattern(RESULTS)),
+                *logs,
                 # What kills left behind.
                 *self.path.glob(f".*{PART}"),
                 *self.path.glob(f"*/.*{PART}"),
             ):
                 part.unlink()
+
+    def _write_lines(self, name: str, lines: Sequence[dict[str, Any]], first: int) -> None:
+        """Adds lines to this host's own part of `results.jsonl` or `log.jsonl`."""
+        data = b"".join(map(_to_bytes, lines))
+        if is_local(self.path):
+            append(self._own(name), data)
+        else:
+            stem = name.removesuffix(".jsonl")
+            write_whole(self.path / f"{stem}.{self._host}.{first:06d}.jsonl", data)
+
+    def _own(self, name: str) -> epath.Path:
+        """What this host appends to, on a local disk."""
+        stem = name.removesuffix(".jsonl")
+        return self.path / (name if self._alone else f"{stem}.{self._host}.jsonl")
 
     def _check_plan(self, plan: epath.Path, record: dict[str, Any]) -> None:
         try:
@@ -124,11 +157,12 @@ class SweepFolder:
             )
 
     def _drop_torn_line(self) -> None:
-        if self._own.exists():
-            data = self._own.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
-                write_whole(self._own, whole)
+        for own in (self._own(RESULTS), self._own(_LOG)):
+            if is_local(own) and own.exists():
+                data = own.read_bytes()
+                whole = data[: data.rfind(b"\n") + 1]
+                if whole != data:
+                    write_whole(own, whole)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -136,11 +170,16 @@ class SweepFolder:
         try:
             yield
         # etils raises ImportError for addresses whose file system is not installed.
-        except (OSError, ImportError) as error:
+        except ImportError as error:
             raise InputError(
-                f"--output_dir={self.path}: cannot write there "
-                f"({getattr(error, 'strerror', None) or error}); what is finished is kept: mend "
-                "that and give the same command again, or choose another folder"
+                f"--output_dir={self.path}: cannot write there ({error}); for gs:// addresses: "
+                "pip install -e '.[gcs]'"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"--output_dir={self.path}: cannot write there ({error.strerror or error}); what "
+                "is finished is kept: mend that and give the same command again, or choose another "
+                "folder"
             ) from None
 
 

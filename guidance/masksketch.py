@@ -198,6 +198,7 @@ def sample(
     schedule: str = "linear",
     num_proposals: int = 1,
     kernel: str = "jnp",
+    guided: bool = False,
     progress: Callable[[int], None] | None = None,
     steps_per_call: int = 8,
 ) -> Samples:
@@ -216,6 +217,8 @@ def sample(
       schedule: how the mask rate falls, one of `schedules.SCHEDULE_NAMES`.
       num_proposals: samples drawn in each step, ≥ 1; see `structure.least_distance_draw`.
       kernel: one of `structure.KERNELS`.
+      guided: compute the other class's logits even if all guidance scales are 0 here, so that
+        batches with and without guidance share a compilation; the samples are the same.
       progress: called with the number of steps done, first with 0, before anything is compiled.
       steps_per_call: steps between two calls of `progress`.
 
@@ -241,7 +244,7 @@ def sample(
         MaskSketch(
             divergence=divergence,
             schedule=schedule,
-            guided=bool(np.any(settings.guidance_scale)),
+            guided=guided or bool(np.any(settings.guidance_scale)),
             num_proposals=num_proposals,
             kernel=kernel,
         ),

@@ -24,9 +24,10 @@ from maskgit_jax.decoding import (
 )
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import AttentionInputs, sum_over_layers
+from maskgit_jax.presets import KNOBS, check_layers
 from maskgit_jax.transformer import Transformer, softmax_attention
 
-DIVERGENCES = ("jeffreys", "cross_entropy")
+DIVERGENCES = KNOBS["masksketch"]["divergence"]
 """How rows of attention maps are compared: the paper's way, and the released code's, which is the
 Jeffreys divergence and both rows' entropies and so also punishes diffuse attention."""
 
@@ -51,13 +52,7 @@ def layer_weights(layers: Sequence[int] | None, num_layers: int) -> Float[np.nda
       InputError: no layer, one twice, or one that the model lacks.
     """
     chosen = list(range(num_layers)) if layers is None else list(layers)
-    if not chosen:
-        raise InputError(f"no layers: choose some of 0 to {num_layers - 1}")
-    for layer in chosen:
-        if not 0 <= layer < num_layers:
-            raise InputError(f"layer {layer} is out of range: the model has 0 to {num_layers - 1}")
-    if len(set(chosen)) < len(chosen):
-        raise InputError(f"layers {chosen} name one twice")
+    check_layers(chosen, num_layers)
     weights = np.zeros(max(chosen) + 1, np.float32)
     weights[chosen] = 1.0
     return weights
@@ -220,18 +215,9 @@ def traced(settings: StructureSettings) -> TracedSettings:
 
 def check_settings(settings: StructureSettings) -> None:
     """Raises InputError unless every setting is a number in its range."""
-    ranges = {
-        "layer_weights": (0.0, 1e6),
-        "lambda_s": (0.0, 1.0),
-        "guidance_scale": (0.0, 1e6),
-        "max_mask_rate": (0.0, 1.0),
-        "min_mask_rate": (0.0, 1.0),
-        "structure_temperature": (0.0, 1e6),
-        "confidence_temperature": (0.0, 1e6),
-        "paper_weight": (0.0, 1.0),
-    }
-    for name, (low, high) in ranges.items():
-        value = np.asarray(getattr(settings, name))
+    for name, given in settings._asdict().items():
+        low, high = (0.0, 1e6) if name == "layer_weights" else KNOBS["masksketch"][name][:2]
+        value = np.asarray(given)
         # A NaN is in no range.
         if not np.all((value >= low) & (value <= high)):
             raise InputError(f"{name} is {value}: expected a number from {low:g} to {high:g}")

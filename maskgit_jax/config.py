@@ -9,6 +9,7 @@ from typing import Any
 
 from maskgit_jax.errors import InputError
 from maskgit_jax.labels import imagenet_class_names
+from maskgit_jax.presets import Presets, complete_presets
 
 _LARGEST = 2**20  # no size of a model is near it, and products of sizes stay computable
 
@@ -108,11 +109,20 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A transformer, the tokenizer that it was trained with, and the names of its classes."""
+    """A transformer and the tokenizer that it was trained with.
+
+    Attributes:
+      transformer: its sizes.
+      tokenizer: its sizes.
+      class_names: one name for each class.
+      presets: the settings of each method that suit the model, see `presets`; what is not given
+        is filled in. Never changed.
+    """
 
     transformer: TransformerConfig
     tokenizer: TokenizerConfig
     class_names: tuple[str, ...]
+    presets: Presets = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         transformer, tokenizer = self.transformer, self.tokenizer
@@ -130,13 +140,17 @@ class ModelConfig:
             raise InputError(
                 f"{len(self.class_names)} class names for {transformer.num_classes} classes"
             )
+        filled = complete_presets(
+            self.presets, transformer.num_layers, transformer.hidden_size, tokenizer.image_size
+        )
+        object.__setattr__(self, "presets", filled)
 
 
 def read_config(path: Path) -> ModelConfig:
     """Reads a model's `config.json`.
 
     `class_names` may be a list, the word "imagenet" (the packaged names), or missing (the
-    classes are then called by their numbers).
+    classes are then called by their numbers). `presets` may have some of the methods and knobs.
 
     Raises:
       InputError: the file is missing, is not JSON, or a value does not fit.
@@ -150,7 +164,7 @@ def read_config(path: Path) -> ModelConfig:
     try:
         if not isinstance(data, dict):
             raise InputError("expected an object with 'transformer' and 'tokenizer'")
-        unknown = data.keys() - {"transformer", "tokenizer", "class_names"}
+        unknown = data.keys() - {"transformer", "tokenizer", "class_names", "presets"}
         if unknown:
             raise InputError(f"unknown entry {min(unknown)!r}")
         transformer = _parse(TransformerConfig, data.get("transformer"), "transformer")
@@ -159,10 +173,14 @@ def read_config(path: Path) -> ModelConfig:
             names = imagenet_class_names()
         if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
             raise InputError(f"class_names is neither a list of names nor {IMAGENET!r}")
+        given = data.get("presets", {})
+        if not isinstance(given, dict) or not all(isinstance(x, dict) for x in given.values()):
+            raise InputError("presets is no object of methods, each an object of knobs")
         return ModelConfig(
             transformer=transformer,
             tokenizer=_parse(TokenizerConfig, data.get("tokenizer"), "tokenizer"),
             class_names=tuple(names),
+            presets=given,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

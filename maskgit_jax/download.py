@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from maskgit_jax import conversion
+from maskgit_jax.cache import cache_folder
 from maskgit_jax.checkpoint import (
     Manifest,
     check_params,
@@ -114,9 +114,7 @@ def fetch_model(
     return fetch_files(
         name,
         sources=own_sources(base_url) if base_url else SOURCES,
-        cache_dir=cache_dir
-        or os.environ.get("MASKGIT_CACHE")
-        or platformdirs.user_cache_dir("maskgit_jax"),
+        cache_dir=cache_dir or cache_folder(),
         manifests={
             kind: read_manifest(_PACKAGE / "manifests" / f"{kind}_{name}_manifest.json")
             for kind in KINDS

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from maskgit_jax import schedules
 from maskgit_jax.decoding import MASK_ID, Predict, RandomKey, Remask
 from maskgit_jax.errors import InputError
+from maskgit_jax.presets import KNOBS
 
-STRATEGIES = ("rescale", "cap", "confidence")
+STRATEGIES = KNOBS["remdm"]["remask"]
 
 
 def remask_probability(

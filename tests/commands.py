@@ -14,11 +14,21 @@ Cases = dict[str, tuple[list[str], str]]
 
 
 class Ended(NamedTuple):
-    """How a command ended: its exit status, None for 0, and what it printed."""
+    """How a command ended.
+
+    Attributes:
+      status: its exit status, None for 0.
+      output: what it printed.
+      errors: to stderr.
+      compiled: names of the programs that the process had not compiled before.
+      from_cache: how many of them were kept by an earlier process.
+    """
 
     status: int | None
     output: str
     errors: str
+    compiled: list[str]
+    from_cache: int
 
 
 def run_each(
@@ -30,22 +40,34 @@ def run_each(
     case, with its name in `name`.
     """
     program = (
-        "import contextlib, io, json, sys\n"
+        "import contextlib, functools, io, json, sys\n"
+        "import jax\n"
         "from absl import flags\n"
         f"from experiments import cli, {module}\n"
+        "compiled, hits = [], []\n"
+        "def note(event, seconds, fun_name='', **_):\n"
+        "    if event == '/jax/core/compile/backend_compile_duration':\n"
+        "        compiled.append(fun_name)\n"
+        "jax.monitoring.register_event_duration_secs_listener(note)\n"
+        "def note_hit(event, **_):\n"
+        "    if event == '/jax/compilation_cache/cache_hits':\n"
+        "        hits.append(event)\n"
+        "jax.monitoring.register_event_listener(note_hit)\n"
         "results = {}\n"
         "for name, args in json.load(sys.stdin).items():\n"
         "    flags.FLAGS.unparse_flags()\n"
         "    for flag in flags.FLAGS._flags().values():\n"
         "        flag.unparse()\n"
         f"    {prepare or 'pass'}\n"
+        "    compiled.clear(), hits.clear()\n"
         "    output, errors = io.StringIO(), io.StringIO()\n"
         f"    sys.argv = ['{module}', *args]\n"
         "    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):\n"
         "        try:\n"
         f"            cli.run({module}.main)\n"
         "        except SystemExit as stop:\n"
-        "            results[name] = stop.code, output.getvalue(), errors.getvalue()\n"
+        "            texts = output.getvalue(), errors.getvalue()\n"
+        "            results[name] = stop.code, *texts, [*compiled], len(hits)\n"
         "print(json.dumps(results))\n"
     )
     process = subprocess.run(

@@ -1,6 +1,9 @@
-"""A tiny model with random weights, for every test that needs one."""
+"""A tiny model with random weights, for every test that needs one; a cache folder for all tests."""
 
 import functools
+import os
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,18 @@ from maskgit_jax.transformer import Transformer
 
 # Each operation alone would be compiled anew.
 _stack, _unstack = jax.jit(stack_layers), jax.jit(unstack_layers)
+
+
+def pytest_configure(config):
+    """Commands keep what they compile, and serve each other with it, in a folder for this run."""
+    if not hasattr(config, "workerinput"):
+        config.maskgit_cache = tempfile.mkdtemp(prefix="maskgit_cache_")
+        os.environ["MASKGIT_CACHE"] = config.maskgit_cache  # processes of workers inherit it
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "maskgit_cache"):
+        shutil.rmtree(config.maskgit_cache, ignore_errors=True)
 
 
 def make_model(scale: float = 0.2, **overrides) -> Model:

@@ -132,7 +132,7 @@ def test_pieces_are_filled_up_and_put_together():
         return piece[:, 0, 0]
 
     np.testing.assert_array_equal(pretrained.in_pieces(first_pixels, images), images[:, 0, 0])
-    assert sizes == [64, 64, 64]
+    assert sizes == [44, 44, 44]
 
 
 def test_everything_compiles_once(loaded, caplog):

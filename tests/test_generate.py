@@ -2,23 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.generate_folder import GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, check_settings, preset, read_labels
+from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
 from experiments.image_sets import open_image_set
-from maskgit_jax import world
+from maskgit_jax import checkpoint, world
 from maskgit_jax.errors import InputError
 from maskgit_jax.halton import Halton
 from maskgit_jax.images import read_image
-from tests.commands import ROOT, assert_refused
+from maskgit_jax.model import model_config
+from tests.commands import ROOT, assert_refused, run_each
 
 MODEL = ROOT / "tests" / "golden" / "model"
 NAMES = ("tench, Tinca tinca", "cat", "black-and-tan coonhound", "dog", "9-iron")
@@ -61,25 +64,21 @@ def test_classes_take_turns_and_settings_reach_the_sampler():
 
 def test_every_sampler_has_its_defaults():
     for name, sampler in SAMPLERS.items():
-        for model, image_size in (("demo", 48), ("imagenet256", 256), ("imagenet512", 512)):
-            settings = preset(name, model, image_size)
+        for model in ("demo", "imagenet256", "imagenet512"):
+            settings = dict(model_config(model).presets[name])
             assert settings.pop("num_steps") >= 8
             sampler(**settings)
-    assert preset("maskgit", "imagenet256", 256)["num_steps"] == 8
-    assert preset("maskgit", "imagenet512", 512)["num_steps"] == 12
-    assert preset("maskgit", "imagenet512", 512)["temperature"] == 4.5
 
 
 def test_settings_of_another_sampler_are_refused():
-    defaults = preset("remdm", "demo", 48)
-    check_settings("remdm", defaults, {"eta": 1.0, "remask": "cap"})
+    check_settings("remdm", {"eta": 1.0, "remask": "cap"})
     for given, words in (
         ({"temperature": 1.0}, "--temperature=1.0: --sampler=remdm has no such setting"),
         ({"eta": 1.5}, "--eta=1.5: expected 0 to 1"),
         ({"eta": float("nan")}, "--eta=nan"),
     ):
         with pytest.raises(InputError, match=words):
-            check_settings("remdm", defaults, given)
+            check_settings("remdm", given)
 
 
 RECORD = {"model": "demo", "labels": [1, 0], "seed": 0}
@@ -137,6 +136,37 @@ def test_another_run_s_folder_is_refused(tmp_path):
     (tmp_path / "plan.json").unlink()
     with pytest.raises(InputError, match="holds other files"):
         GenerateFolder(tmp_path).open(RECORD)
+
+
+def test_a_folder_is_checked_before_all_of_the_record_is_known(tmp_path):
+    GenerateFolder(tmp_path / "new").check(RECORD)
+    assert not list((tmp_path / "new").iterdir())
+    GenerateFolder(tmp_path / "new").open(RECORD | {"weights": "ab"})
+    GenerateFolder(tmp_path / "new").check(RECORD)
+    with pytest.raises(InputError, match="seed is 0 there, 1 by these flags"):
+        GenerateFolder(tmp_path / "new").check(RECORD | {"seed": 1})
+    with pytest.raises(InputError, match="weights is ab there, cd by these flags"):
+        GenerateFolder(tmp_path / "new").open(RECORD | {"weights": "cd"})
+
+
+@pytest.mark.slow
+def test_other_weights_under_the_same_name_are_told(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    params = checkpoint.read_checkpoint(MODEL / "maskgit_checkpoint")
+    larger = jax.tree.map(lambda array: 2 * array, params)
+    checkpoint.write_checkpoint(tmp_path / "larger_checkpoint", larger)
+    flags = ["--model=model", "--labels=3", "--num_samples=2", "--num_steps=2", "--output_dir=out"]
+    ended = run_each(
+        "generate",
+        {"first": flags, "again": flags, "other weights": flags},
+        cwd=tmp_path,
+        prepare="import os; name == 'other weights' and "
+        "os.replace('larger_checkpoint', 'model/maskgit_checkpoint')",
+    )
+    assert "2 pictures" in ended["first"].output, ended
+    assert "finished before" in ended["again"].output
+    assert ended["other weights"].status == 2
+    assert "--output_dir=out holds another run: weights is " in ended["other weights"].errors
 
 
 def test_a_damaged_part_is_named(tmp_path):
@@ -226,5 +256,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
             "argument": (["house"], "house"),
         },
         cwd=tmp_path,
+        # All is checked before the model is loaded.
+        prepare="generate.load_model = None",
     )
     assert not (tmp_path / "samples").exists()

@@ -85,6 +85,10 @@ def test_the_imagenet_notebook_asks_for_the_released_settings():
         500,
         0.9,
     )
+    preset = config.presets["masksketch"]
+    assert [values[name] for name in ("LAYERS", "NUM_STEPS", "LAMBDA_S")] == [
+        preset[name] for name in ("layers", "num_steps", "lambda_s")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +208,8 @@ def test_imagenet(run):
         "from maskgit_jax import sampling\n"
         "findings |= {'compilations': sampling._advance._cache_size()}",
     )
-    # λ_s, guidance, mask rates, temperatures, paper weight: as released.
-    assert findings["settings"] == [None, 0.9, 0.6, 0.95, 0.35, 0, 0, 1]
+    # λ_s as released; guidance, mask rates, temperatures, paper weight: the model's presets.
+    assert findings["settings"] == [None, 0.9, 0.3, 1.0, 0.05, 0, 0, 1]
     assert (findings["label"], findings["compilations"]) == (0, 1)
     sketch, sheet = pictures(notebook)
     assert sketch.shape == (48, 48, 3)

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from experiments import files, sweep_folder
 from experiments.summary import read_results
-from experiments.sweep_folder import SweepFolder, picture_file
+from experiments.sweep_folder import Finished, SweepFolder, picture_file
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image
 
@@ -25,8 +25,9 @@ def make_folder(path, host=0, num_hosts=1, record=RECORD) -> SweepFolder:
 
 
 def add(folder: SweepFolder, *numbers: int) -> None:
-    for number in numbers:
-        folder.add(PICTURE, {"item": number, "file": picture_file(number), "lambda_s": 0.5})
+    """One batch."""
+    lines = [{"item": number, "file": picture_file(number), "lambda_s": 0.5} for number in numbers]
+    folder.add([Finished(PICTURE, line) for line in lines], {"items": list(numbers)})
 
 
 def test_what_is_finished_is_found_again(tmp_path):
@@ -44,6 +45,8 @@ class Bucket(MemoryFileSystem):
     protocol = ("gcs", "gs")
     store: ClassVar[dict] = {}
     pseudo_dirs: ClassVar[list] = [""]
+    written: ClassVar[list] = []
+    """Name and number of bytes of each object that is written."""
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -51,23 +54,82 @@ class Bucket(MemoryFileSystem):
 
     def _open(self, path, mode="rb", **options):
         assert mode in ("rb", "wb"), "object stores do not append"
-        return super()._open(path, mode, **options)
+        file = super()._open(path, mode, **options)
+        if mode == "wb":
+            write = file.write
+
+            def count(data):
+                self.written.append((path, len(data)))
+                return write(data)
+
+            file.write = count
+        return file
 
 
-def test_a_bucket_serves_as_a_folder():
+@pytest.fixture
+def bucket() -> epath.Path:
+    """An empty bucket."""
     fsspec.register_implementation("gcs", Bucket, clobber=True)
-    folder = make_folder("gs://bucket/sweep", 0, 2)
-    add(folder, 0)
-    add(make_folder("gs://bucket/sweep", 1, 2), 1)
-    add(make_folder("gs://bucket/sweep", 0, 2), 2)
+    Bucket.store.clear()
+    Bucket.written.clear()
+    return epath.Path("gs://bucket")
+
+
+def test_a_bucket_serves_as_a_folder(bucket):
+    path = bucket / "sweep"
+    folder = make_folder(path, 0, 2)
+    add(folder, 0, 1)
+    other = make_folder(path, 1, 2)
+    add(other, 2, 3)
+    add(make_folder(path, 0, 2), 4)
+    # An object for each batch and host, in which no other host writes.
+    names = sorted(entry.name for entry in path.glob("*.jsonl"))
+    assert names == [
+        f"{name}.{batch}.jsonl"
+        for name in ("log", "results")
+        for batch in ("0-of-2.000000", "0-of-2.000004", "1-of-2.000002")
+    ]
+    assert sorted(other.finished()) == sorted(folder.finished()) == [0, 1, 2, 3, 4]
+    # A batch that a kill has cut off before its lines were written is no result, and comes again.
+    add(make_folder(path, 0, 2), 4)
     folder.merge()
-    path = epath.Path("gs://bucket/sweep")
+    folder.merge()
     items = [json.loads(line)["item"] for line in (path / "results.jsonl").read_text().splitlines()]
-    assert items == [0, 1, 2]
-    assert not list(path.glob("results.*-of-*"))
+    assert items == [0, 1, 2, 3, 4]
+    log = [json.loads(line)["items"] for line in (path / "log.jsonl").read_text().splitlines()]
+    assert log == [[0, 1], [4], [2, 3]]
+    assert not list(path.glob("*-of-*"))
+    assert sorted(other.finished()) == [0, 1, 2, 3, 4]
     assert (path / "pictures" / "000001.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="holds another sweep"):
-        make_folder("gs://bucket/sweep", record=RECORD | {"model": "other"})
+        make_folder(path, record=RECORD | {"model": "other"})
+
+
+def bytes_of_lines(path: epath.Path, num_items: int, batch_size: int = 8) -> int:
+    """Bytes written for the results and the log of a sweep, without its pictures."""
+    Bucket.written.clear()
+    folder = make_folder(path)
+    for first in range(0, num_items, batch_size):
+        add(folder, *range(first, first + batch_size))
+    folder.merge()
+    return sum(size for name, size in Bucket.written if name.endswith(".jsonl"))
+
+
+def test_what_a_bucket_is_sent_grows_with_the_items_not_with_their_square(bucket):
+    few, many = (bytes_of_lines(bucket / str(count), count) for count in (64, 512))
+    lines = (bucket / "512" / "results.jsonl").stat().length
+    # Once when a batch is finished, once when all are merged; the log is shorter.
+    assert 2 * lines < many < 4 * lines
+    assert many == pytest.approx(8 * few, rel=0.1)
+
+
+def test_a_bucket_without_its_package_is_one_line(monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(epath.Path("gs://bucket").__class__, "mkdir", missing)
+    with pytest.raises(InputError, match=r"install gcsfs .*: pip install -e '\.\[gcs\]'"):
+        make_folder("gs://bucket/sweep")
 
 
 @pytest.mark.parametrize("kept", [1, 5, 20])
@@ -86,7 +148,7 @@ def test_hosts_are_merged_in_order(tmp_path):
     first, second = (make_folder(tmp_path, host, 2) for host in (0, 1))
     add(second, 1, 3)
     add(first, 0, 2)
-    assert not (tmp_path / "results.jsonl").exists()
+    assert not (tmp_path / "results.jsonl").exists() and not (tmp_path / "log.jsonl").exists()
     # Half a line of the other host is no result yet, and stays its own.
     part = tmp_path / "results.1-of-2.jsonl"
     part.write_bytes(part.read_bytes() + b'{"item"')
@@ -100,7 +162,9 @@ def test_hosts_are_merged_in_order(tmp_path):
     assert not left.exists()
     merged = (tmp_path / "results.jsonl").read_bytes()
     assert [json.loads(line)["item"] for line in merged.splitlines()] == [0, 1, 2, 3]
-    assert not list(tmp_path.glob("results.*-of-*"))
+    assert not list(tmp_path.glob("*-of-*"))
+    log = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["items"] for line in log] == [[0, 2], [1, 3]]
     alone = make_folder(tmp_path / "alone")
     add(alone, 0, 1, 2, 3)
     alone.merge()

@@ -1,0 +1,75 @@
+"""Rows in batches of one size: another size would be compiled anew, so the last is filled up.
+
+No flags are defined here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+
+class Batch(NamedTuple):
+    """What is run together.
+
+    Attributes:
+      rows: numbers of rows, the last one repeated where the batch is filled up.
+      count: how many of them are not repeated; the results of the others are dropped.
+    """
+
+    rows: Int[np.ndarray, "b"]
+    count: int
+
+    @property
+    def first(self) -> int:
+        """Number of the first row."""
+        return int(self.rows[0])
+
+
+def fill(count: int, size: int) -> Int[np.ndarray, "{size}"]:
+    """The numbers 0 .. count - 1, the last one repeated up to a size."""
+    return np.minimum(np.arange(size), count - 1)
+
+
+def make_batches(count: int, size: int, *, exact: bool = False) -> list[Batch]:
+    """The rows 0 .. count - 1 in batches of one size.
+
+    Args:
+      count: ≥ 1.
+      size: none is larger.
+      exact: all are of this very size, else of nearly equal parts.
+    """
+    if not exact:
+        size = -(-count // -(-count // size))
+    firsts = range(0, count, size)
+    return [
+        Batch(first + fill(min(size, count - first), size), min(size, count - first))
+        for first in firsts
+    ]
+
+
+def in_batches(
+    function: Callable[..., Any],
+    *arrays: np.ndarray,
+    size: int,
+    exact: bool = False,
+    progress: Callable[[int], Any] | None = None,
+) -> Any:
+    """The function's results on batches of the arrays' rows, put together.
+
+    Args:
+      function: gives an array, or a tree of arrays, with a leading axis of the rows given.
+      arrays: with a leading axis of rows, one at least.
+      size: as for `make_batches`.
+      exact: likewise.
+      progress: called with the number of rows of each batch that is done.
+    """
+    results = []
+    for batch in make_batches(len(arrays[0]), size, exact=exact):
+        result = function(*(array[batch.rows] for array in arrays))
+        results.append(jax.tree.map(lambda x: np.asarray(x)[: batch.count], result))  # noqa: B023
+        if progress is not None:
+            progress(batch.count)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
