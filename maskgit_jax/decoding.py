@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from maskgit_jax.keys import seed_key
 from maskgit_jax.transformer import MASK_ID
 
 Tokens = Int[Array, "S"]
@@ -83,7 +84,7 @@ def decode(
 
 def sample_key(seed: int | UInt32[Array, ""], index: Int[Array, ""] | int) -> Key[Array, ""]:
     """The key of one sample: a function of the seed and the sample's index, nothing else."""
-    return jax.random.fold_in(jax.random.key(seed), index)
+    return jax.random.fold_in(seed_key(seed), index)
 
 
 def hide_lowest(

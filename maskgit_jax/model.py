@@ -15,6 +15,7 @@ from maskgit_jax.config import ModelConfig, TokenizerConfig, read_config
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import stack_layers
+from maskgit_jax.keys import seed_key
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 
@@ -147,7 +148,7 @@ def load_tokenizer(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, An
 
 def parameter_shapes(module: Any, example: jax.ShapeDtypeStruct) -> Any:
     """Names and shapes of a module's parameters; nothing is computed."""
-    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    return jax.eval_shape(module.init, seed_key(0), example)["params"]
 
 
 def _load_params(path: Path, module: Any, example: jax.ShapeDtypeStruct) -> Any:
