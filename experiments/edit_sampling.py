@@ -17,7 +17,7 @@ from guidance import masksketch
 from guidance.structure import StructureSettings
 from maskgit_jax import sampling
 from maskgit_jax.config import TokenizerConfig
-from maskgit_jax.decoding import MASK_ID
+from maskgit_jax.decoding import MASK_ID, check_token_temperature
 from maskgit_jax.editing import blend, blend_weights, latent_mask, plan_windows
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_float, to_uint8
@@ -40,10 +40,12 @@ class EditSettings(NamedTuple):
     Attributes:
       num_steps: T.
       temperature: of the choice which ids to keep.
+      token_temperature: τ of `decoding.tempered`.
     """
 
     num_steps: int
     temperature: float
+    token_temperature: float = 1.0
 
 
 class Growth(NamedTuple):
@@ -60,12 +62,15 @@ def default_settings(model_name: str) -> EditSettings:
 
 
 def chosen_settings(
-    model_name: str, num_steps: int | None, temperature: float | None
+    model_name: str,
+    num_steps: int | None,
+    temperature: float | None,
+    token_temperature: float | None = None,
 ) -> EditSettings:
     """A model's default settings, with what flags say in place of them.
 
     Raises:
-      InputError: the temperature is no number from 0 up.
+      InputError: the temperature is no number from 0 up, or the token temperature out of its range.
     """
     settings = default_settings(model_name)
     if num_steps is not None:
@@ -74,6 +79,9 @@ def chosen_settings(
         if not 0 <= temperature < math.inf:
             raise InputError(f"--temperature={temperature:g}: expected 0 or more")
         settings = settings._replace(temperature=temperature)
+    if token_temperature is not None:
+        check_token_temperature(token_temperature)
+        settings = settings._replace(token_temperature=token_temperature)
     return settings
 
 
@@ -110,6 +118,7 @@ def remake(
         # As published: the third of 12 steps.
         first_step=settings.num_steps // 6,
         sampler=MaskGit(settings.temperature),
+        token_temperature=settings.token_temperature,
         seed=seed,
         indices=jnp.asarray(indices),
     )

@@ -25,14 +25,21 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.generate_folder import FORMATS, GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, check_settings, preset, read_labels
+from experiments.generate_plan import (
+    SAMPLERS,
+    Plan,
+    check_settings,
+    complete,
+    preset,
+    read_labels,
+)
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_uint8
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
-from maskgit_jax.remdm import STRATEGIES
+from maskgit_jax.remdm import STRATEGIES, WINDOWS
 from maskgit_jax.schedules import SCHEDULE_NAMES
 
 _MOST = 10**6
@@ -46,11 +53,35 @@ _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Decoding steps.")
 _SCHEDULE = flags.DEFINE_enum(
     "schedule", None, list(SCHEDULE_NAMES), "How the number of hidden ids falls."
 )
+_TOKEN_TEMPERATURE = flags.DEFINE_float(
+    "token_temperature", None, "Ids are sampled from softmax(logits / it)."
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "maskgit: of the choice which ids to keep.")
 _SHARPNESS = flags.DEFINE_float("sharpness", None, "halton: factor of the last step's logits.")
-_REMASK = flags.DEFINE_enum("remask", None, list(STRATEGIES), "remdm: how ids are hidden again.")
-_ETA = flags.DEFINE_float("eta", None, "remdm: how readily ids are hidden again, 0 to 1.")
+_REMASK = flags.DEFINE_enum("remask", None, list(STRATEGIES), "remdm: how ids are masked again.")
+_ETA = flags.DEFINE_float("eta", None, "remdm: how readily ids are masked again, 0 to 1.")
+_WINDOW = flags.DEFINE_enum(
+    "window",
+    None,
+    list(WINDOWS),
+    "remdm: from --t_on to --t_off, ids are masked again while the schedule goes on (switch), or "
+    "while the share of unmasked ids stays at --alpha_on (loop).",
+)
+_T_ON = flags.DEFINE_float(
+    "t_on", None, "remdm: begin of the window, as time that remains, 0 to 1."
+)
+_T_OFF = flags.DEFINE_float("t_off", None, "remdm: end of the window, likewise.")
+_ALPHA_ON = flags.DEFINE_float("alpha_on", None, "remdm: see --window.")
 _GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", 0.0, "Classifier-free guidance.")
+_GUIDANCE_SCHEDULE = flags.DEFINE_enum(
+    "guidance_schedule",
+    "constant",
+    list(classifier_free.SCHEDULES),
+    "The same guidance in all steps, or rising to --guidance_scale in the last one.",
+)
+_GUIDANCE_POWER = flags.DEFINE_float(
+    "guidance_power", None, "Of rising guidance: the greater, the later it sets in; 1 if not given."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "With a picture's number, all that it depends on.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures made together.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "samples", "Folder for the results.")
@@ -64,9 +95,10 @@ def main() -> None:
         (_BATCH_SIZE, 1, _MOST),
         (_SEED, 0, 2**32 - 1),
         (_GUIDANCE_SCALE, 0, 1e6),
+        (_GUIDANCE_POWER, *classifier_free.POWERS),
     ):
-        if not low <= flag.value <= high:
-            raise InputError(f"--{flag.name}={flag.value}: expected {low} to {high:.0f}")
+        if flag.value is not None and not low <= flag.value <= high:
+            raise InputError(f"--{flag.name}={flag.value}: expected {low:g} to {high:.0f}")
     config = model_config(_MODEL.value)
     plan = _read_plan(config)
     model = load_model(_MODEL.value)
@@ -93,12 +125,17 @@ def main() -> None:
 
 
 def _read_plan(config: ModelConfig) -> Plan:
-    flags_of_samplers = (_NUM_STEPS, _SCHEDULE, _TEMPERATURE, _SHARPNESS, _REMASK, _ETA)
+    flags_of_samplers = (_NUM_STEPS, _SCHEDULE, _TOKEN_TEMPERATURE, _TEMPERATURE, _SHARPNESS)
+    flags_of_samplers += (_REMASK, _ETA, _WINDOW, _T_ON, _T_OFF, _ALPHA_ON)
     given = {flag.name: flag.value for flag in flags_of_samplers if flag.value is not None}
     defaults = preset(_SAMPLER.value, _MODEL.value, config.tokenizer.image_size)
+    defaults = complete(defaults, given)
     check_settings(_SAMPLER.value, defaults, given)
     settings = defaults | given
-    return Plan(
+    schedule, power = _GUIDANCE_SCHEDULE.value, _GUIDANCE_POWER.value
+    if schedule == "constant" and power is not None:
+        raise InputError(f"--guidance_power={power}: only --guidance_schedule=rising has one")
+    plan = Plan(
         model=_MODEL.value,
         labels=read_labels(_LABELS.value, config.class_names),
         num_samples=_NUM_SAMPLES.value,
@@ -107,7 +144,11 @@ def _read_plan(config: ModelConfig) -> Plan:
         settings=settings,
         guidance_scale=_GUIDANCE_SCALE.value,
         seed=_SEED.value,
+        token_temperature=settings.pop("token_temperature"),
+        guidance_power=classifier_free.SCHEDULES[schedule] if power is None else power,
     )
+    plan.make_sampler()  # names that do not go together are told before anything is loaded
+    return plan
 
 
 def _make(model: Model, plan: Plan, folder: GenerateFolder) -> None:
@@ -131,7 +172,9 @@ def _draw(model: Model, plan: Plan, indices: np.ndarray) -> UInt8[np.ndarray, "b
         model,
         with_class_token(model.config, labels, hidden),
         guidance_scale=plan.guidance_scale,
+        power=plan.guidance_power,
         sampler=plan.make_sampler(),
+        token_temperature=plan.token_temperature,
         num_steps=plan.num_steps,
         seed=plan.seed,
         indices=jnp.asarray(indices),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from maskgit_jax import download
+from maskgit_jax.decoding import TOKEN_TEMPERATURES
 from maskgit_jax.errors import InputError
 from maskgit_jax.halton import Halton
 from maskgit_jax.labels import find_label
@@ -17,20 +18,37 @@ SAMPLERS = {"maskgit": MaskGit, "halton": Halton, "remdm": ReMdm}
 _PUBLISHED = {
     "maskgit": {"num_steps": 12, "schedule": "cosine", "temperature": 4.5},
     "halton": {"num_steps": 32, "schedule": "arccos", "sharpness": 1.0},
-    # A choice for tens of steps: the released scripts' 0.015 is for a thousand.
-    "remdm": {"num_steps": 32, "schedule": "cosine", "remask": "rescale", "eta": 0.05},
+    # Of the paper's ImageNet figures. Its 0.015 is for the thousand steps of text.
+    "remdm": {
+        "num_steps": 32,
+        "schedule": "linear",
+        "token_temperature": 0.8,
+        "remask": "rescale",
+        "eta": 0.05,
+    },
 }
-_SMALL = _PUBLISHED | {
+_SMALL = {
     "maskgit": {"num_steps": 24, "schedule": "cosine", "temperature": 30.0},
     "halton": {"num_steps": 32, "schedule": "cosine", "sharpness": 1.0},
+    "remdm": {"num_steps": 32, "schedule": "cosine", "remask": "rescale", "eta": 0.05},
 }
+# ReMDM: ids are masked again at any time; its loop as released for text.
+_WINDOWS = {
+    "switch": {"window": "switch", "t_on": 1.0, "t_off": 0.0},
+    "loop": {"window": "loop", "t_on": 0.55, "t_off": 0.05, "alpha_on": 0.9},
+}
+_WITHOUT = {"eta": "--remask=conf", "alpha_on": "--window=switch"}
 _FEW_STEPS = 8  # MaskGIT's for pictures up to 256 pixels
 
 _RANGES = {
     "num_steps": (1, 10**6),
+    "token_temperature": TOKEN_TEMPERATURES,
     "temperature": (0.0, 1e6),
     "sharpness": (0.0, 1e6),
     "eta": (0.0, 1.0),
+    "t_on": (0.0, 1.0),
+    "t_off": (0.0, 1.0),
+    "alpha_on": (0.0, 0.999),
 }
 
 
@@ -46,6 +64,8 @@ class Plan(NamedTuple):
       settings: of the sampler.
       guidance_scale: of classifier-free guidance.
       seed: of the samples.
+      token_temperature: τ of `decoding.tempered`.
+      guidance_power: see `classifier_free.guidance_share`.
     """
 
     model: str
@@ -56,6 +76,8 @@ class Plan(NamedTuple):
     settings: dict[str, Any]
     guidance_scale: float
     seed: int
+    token_temperature: float = 1.0
+    guidance_power: float = 0.0
 
     @property
     def count(self) -> int:
@@ -72,7 +94,9 @@ class Plan(NamedTuple):
 
 
 def preset(sampler: str, model: str, image_size: int) -> dict[str, Any]:
-    """The sampler's own settings and `num_steps`: published ones, or what suits a small model.
+    """The sampler's own settings, `num_steps` and, if it is not 1, `token_temperature`.
+
+    Published ones, or what suits a small model.
 
     The ImageNet models take the former, every other the latter (docs/demo_model.md).
     """
@@ -82,14 +106,33 @@ def preset(sampler: str, model: str, image_size: int) -> dict[str, Any]:
     return _PUBLISHED[sampler] | few
 
 
+def complete(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A preset with what it leaves out; of ReMDM, with what the names given have as settings."""
+    names = defaults | given
+    if "remask" in defaults:
+        defaults = _WINDOWS[names.get("window", "switch")] | defaults
+        if names["remask"] == "conf":
+            defaults = {name: value for name, value in defaults.items() if name != "eta"}
+    return {"token_temperature": 1.0} | defaults
+
+
 def check_settings(sampler: str, defaults: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises InputError for a setting that the sampler lacks, and a number out of its range."""
     for name, value in given.items():
         if name not in defaults:
-            raise InputError(f"--{name}={value}: --sampler={sampler} has no such setting")
+            lacking = _WITHOUT.get(name) if sampler == "remdm" else None
+            raise InputError(
+                f"--{name}={value}: {lacking or f'--sampler={sampler}'} has no such setting"
+            )
         low, high = _RANGES.get(name, (value, value))
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: expected {low:g} to {high:g}")
+    settings = defaults | given
+    if "t_on" in settings and settings["t_off"] > settings["t_on"]:
+        raise InputError(
+            f"--t_off={settings['t_off']}: time falls from 1 to 0, expected --t_on="
+            f"{settings['t_on']} or less"
+        )
 
 
 def read_labels(text: str, class_names: Sequence[str]) -> list[int]:

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from maskgit_jax.errors import InputError
 from maskgit_jax.keys import seed_key
 from maskgit_jax.transformer import MASK_ID
 
@@ -54,6 +56,28 @@ class DecodeState(NamedTuple):
 def draw_each(ids: Tokens, logits: Logits, key: RandomKey) -> Tokens:
     """Draws every id by itself from the model's probabilities; a `Draw`."""
     return jax.random.categorical(key, logits).astype(ids.dtype)
+
+
+TOKEN_TEMPERATURES = (1e-6, 100.0)
+"""Least and most: below, logits over it could overflow."""
+
+
+def check_token_temperature(value: Any) -> None:
+    """Raises InputError unless all numbers lie within `TOKEN_TEMPERATURES`."""
+    low, high = TOKEN_TEMPERATURES
+    # A NaN is in no range.
+    if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+        raise InputError(f"token_temperature is {value}: expected {low:g} to {high:g}")
+
+
+def tempered(predict: Predict, token_temperature: Float[Array, ""] | float) -> Predict:
+    """Logits over a temperature τ: ids are sampled from softmax(logits / τ).
+
+    What a rule computes of the logits, such as the confidence of a sampled id, is of the tempered
+    ones too, as in ReMDM's release (arXiv:2503.00307), whose figures for MaskGIT at τ = 0.8 are
+    such. Guidance comes before: it is `predict`'s own. At τ = 1 nothing changes, not a bit.
+    """
+    return lambda ids, step: predict(ids, step) / token_temperature
 
 
 def decode(

@@ -269,6 +269,7 @@ def test_bad_flags_are_refused(tmp_path):
         "repeats": (["--repeats=0"], "repeats"),
         "steps": (["--num_steps=3"], "--num_steps=3: expected 4 or more"),
         "paper": (["--paper_weight=0.5"], "--paper_weight: the plain variant has none"),
+        "tempered": (["--token_temperature=0.5"], "--token_temperature: the plain variant"),
         "batches": (["--batch_sizes=8,0"], "--batch_sizes=8,0: expected numbers above 0"),
         "proposals": (["--num_proposals=2"], "--num_proposals: the benchmark knows"),
         "model": (["--model=nowhere"], "no model 'nowhere'"),

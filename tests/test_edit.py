@@ -217,6 +217,8 @@ def test_bad_input_is_one_line_and_status_2(photo, tmp_path):
         "structure": ([*good, "--lambda_s=1"], "--lambda_s without --sketch"),
         "noise": ([*good, "--temperature=1", f"--sketch={photo}"], "--structure_temperature"),
         "temperature": ([*good, "--temperature=-1"], "--temperature=-1"),
+        "token": ([*good, "--token_temperature=-1"], "token_temperature is -1"),
+        "rise": ([*good, "--guidance_schedule=rising"], "--guidance_schedule without --sketch"),
         "steps": ([*good, "--num_steps=0"], "--num_steps=0"),
         "seed": ([*good, "--seed=-1"], "--seed=-1"),
         "samples": ([*good, "--num_samples=0"], "--num_samples=0"),
