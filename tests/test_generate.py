@@ -222,6 +222,32 @@ def test_a_killed_run_goes_on_to_the_same_pictures(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num_steps=1", "--token_temperature=1e-6"],
+        ["--guidance_scale=2", "--guidance_schedule=rising", "--guidance_power=1.5"],
+        ["--sampler=remdm", "--remask=cap", "--window=loop", "--alpha_on=0.5", "--eta=0.3"],
+    ],
+    ids=["temperature", "guidance", "loop"],
+)
+def test_settings_reach_the_samples_and_the_plan(tmp_path, flags):
+    common = f"--model={MODEL}", "--labels=1", "--num_steps=3", "--format=png", "--output_dir=."
+    process = start(*common, *flags, cwd=tmp_path)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.startswith("4 pictures")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for flag in flags:
+        name, value = flag.removeprefix("--").split("=")
+        if name != "guidance_schedule":
+            assert str(plan[name]) == value or plan[name] == float(value)
+    # In one step, the likeliest ids are the same for all.
+    pictures = {(tmp_path / f"sample_{index:06d}.png").read_bytes() for index in range(4)}
+    assert len(pictures) == (1 if "--num_steps=1" in flags else 4)
+
+
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()

@@ -238,7 +238,7 @@ def test_a_sample_depends_on_its_seed_and_index_alone(shallow, batch, method):
 
 @pytest.mark.parametrize("method", ["baseline", "context"])
 def test_a_stroke_has_its_token_temperature(shallow, batch, method):
-    kwargs = {"temperature": 0.0, "indices": jnp.arange(3)}
+    kwargs = {"num_steps": 1, "indices": jnp.arange(3)}
     tokens, guide_ids = (x[jnp.zeros(3, int)] for x in batch)
     plain = draw(shallow, tokens, guide_ids, method, **kwargs)
     before = sampling._advance._cache_size()

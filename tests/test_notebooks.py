@@ -204,8 +204,8 @@ def test_imagenet(run):
         "from maskgit_jax import sampling\n"
         "findings |= {'compilations': sampling._advance._cache_size()}",
     )
-    # λ_s, guidance, mask rates, temperatures, paper weight: as released.
-    assert findings["settings"] == [None, 0.9, 0.6, 0.95, 0.35, 0, 0, 1]
+    # λ_s, guidance, mask rates, temperatures, paper weight, the rest: as released.
+    assert findings["settings"] == [None, 0.9, 0.6, 0.95, 0.35, 0, 0, 1, 1, 0]
     assert (findings["label"], findings["compilations"]) == (0, 1)
     sketch, sheet = pictures(notebook)
     assert sketch.shape == (48, 48, 3)

@@ -85,7 +85,7 @@ def test_a_sampler_has_its_temperature(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", [Halton(), ReMdm(1.0, "confidence")], ids=str)
+@pytest.mark.parametrize("sampler", [Halton(), ReMdm(remask="conf", t_on=0.9)], ids=str)
 def test_other_samplers_keep_what_is_given_and_batches_do_not_matter(tiny, sampler):
     tokens = blank(tiny, 8).at[:, 4:12].set(jnp.arange(8))
     ids = draw(tiny, tokens, range(8), sampler=sampler)
