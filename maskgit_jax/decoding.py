@@ -75,7 +75,7 @@ def tempered(predict: Predict, token_temperature: Float[Array, ""] | float) -> P
 
     What a rule computes of the logits, such as the confidence of a sampled id, is of the tempered
     ones too, as in ReMDM's release (arXiv:2503.00307), whose figures for MaskGIT at τ = 0.8 are
-    such. Guidance comes before: it is `predict`'s own. At τ = 1 nothing changes, not a bit.
+    such. Guidance comes before: it is `predict`'s own.
     """
     return lambda ids, step: predict(ids, step) / token_temperature
 
