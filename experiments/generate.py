@@ -6,7 +6,8 @@
 
 Three samplers fill the ids: MaskGIT's, which keeps the surest (arXiv:2202.04200); the Halton
 scheduler, which spreads them over the picture (arXiv:2503.17076); and ReMDM, which masks some again
-(arXiv:2503.00307). docs/samplers.md explains their settings. Writes `grid.png` of the first pictures, and by --format
+(arXiv:2503.00307). docs/samplers.md explains their settings. Writes `grid.png` of the first
+pictures, and by --format
 
     png    one file per picture, and `results.jsonl`
     npz    `samples.npz` as ADM's evaluator and `experiments.score` take it: arr_0, uint8
