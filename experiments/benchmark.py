@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from experiments import cli, guidance_flags
 from experiments.benchmark_cost import VARIANTS, sketches_table, step_table
+from experiments.benchmark_plain import ABSENT
 from experiments.benchmark_report import Measured, case_table, cases_table, summary
 from experiments.benchmark_worker import RATE, TASKS, Job, serve
 from maskgit_jax import download
@@ -88,10 +89,10 @@ def _batch_sizes() -> list[int]:
 def _case(model: str, batch: int) -> tuple[dict[str, Any], Job]:
     """What is measured, for the results and for the processes; its figures are yet to come."""
     flags.FLAGS.model = model  # the flags' defaults depend on it
-    config = model_config(model)
-    guided = guidance_flags.read(config)
-    if "plain" in _VARIANTS.value and guided.settings.paper_weight != 1:
-        raise InputError("--paper_weight: the plain variant has none; give --variants=ours")
+    guided = guidance_flags.read(model_config(model))
+    for name, value in ABSENT.items():
+        if "plain" in _VARIANTS.value and getattr(guided.settings, name) != value:
+            raise InputError(f"--{name}: the plain variant has none; give --variants=ours")
     if guided.choices.num_proposals != 1:
         raise InputError("--num_proposals: the benchmark knows the published rule, with one")
     if _TASK.value == "decode" and guided.num_steps < 4:

@@ -35,6 +35,9 @@ from maskgit_jax.decoding import MASK_ID, DecodeState, Tokens, sample_key
 from maskgit_jax.errors import InputError
 from maskgit_jax.transformer import LAYER_NORM_EPSILON, Embed, MlmLayer, Mlp, Transformer
 
+ABSENT = {"paper_weight": 1, "token_temperature": 1, "guidance_power": 0}
+"""Settings that the published code does not have, and the values at which they change nothing."""
+
 LogMaps = Float[Array, "L H S S"]
 """Logarithms of the attention maps of the chosen layers."""
 
@@ -248,15 +251,16 @@ def plain_sampler(
     """The plain sampler of a setting; all layers with a weight count alike.
 
     Raises:
-      InputError: another weight of paper than 1, which the published code does not have.
+      InputError: a setting that the published code does not have.
     """
     layers = tuple(int(layer) for layer in np.flatnonzero(settings.layer_weights))
-    if settings.paper_weight != 1:
-        raise InputError("the plain variant weighs all tokens alike: it has no --paper_weight")
+    for name, value in ABSENT.items():
+        if getattr(settings, name) != value:
+            raise InputError(f"the plain variant has no --{name}: expected {value:g}")
     constants = {
         name: float(value)
         for name, value in settings._asdict().items()
-        if name not in ("layer_weights", "paper_weight")
+        if name not in ("layer_weights", *ABSENT)
     }
     return PlainSampler(
         transformer=PlainTransformer(config),

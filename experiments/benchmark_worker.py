@@ -31,15 +31,16 @@ from experiments.benchmark_plain import plain_sampler
 from guidance import masksketch
 from guidance.masksketch import MaskSketch
 from guidance.structure import StructureSettings, structure_distance, traced
+from maskgit_jax.checkpoint import parameter_shapes
 from maskgit_jax.config import TransformerConfig
 from maskgit_jax.decoding import decode
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import stack_layers, unstack_layers
+from maskgit_jax.keys import seed_key
 from maskgit_jax.model import (
     Model,
     load_model,
     model_config,
-    parameter_shapes,
     with_class_token,
 )
 from maskgit_jax.sampling import sample_keys
@@ -136,7 +137,7 @@ class _Rate:
         rows = job.batch * config.sequence_length
         sizes = (1024, 2048) if on_cpu else (4096, 8192)
         shapes = [(n, n, n) for n in sizes] + [(rows, width, hidden), (rows, hidden, width)]
-        keys = jax.random.split(jax.random.key(0), 2)
+        keys = jax.random.split(seed_key(0), 2)
         self._factors = {
             shape: (
                 jax.random.normal(keys[0], shape[:2]).astype(self._dtype),

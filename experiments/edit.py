@@ -151,7 +151,8 @@ def check_flags() -> None:
         raise InputError("--by without --extend: say to which side, such as --extend=right")
     if _SKETCH.value is None:
         of_structure = {"sampler", *guidance_flags.SETTINGS, *guidance_flags.Choices._fields}
-        for name in sorted(of_structure - {"num_steps"}):
+        of_structure |= {"guidance_schedule"}
+        for name in sorted(of_structure - {"num_steps", "token_temperature"}):
             if flags.FLAGS[name].present:
                 raise InputError(f"--{name} without --sketch: only a sketch gives structure")
     elif _MASK.value is None and _BOX.value is None:
@@ -232,7 +233,7 @@ def read_sketch(height: int, width: int) -> UInt8[np.ndarray, "_ _ 3"] | None:
 def read_settings(config: ModelConfig, guided: GuidanceFlags) -> EditSettings:
     """The settings where no sketch guides."""
     num_steps = None if flags.FLAGS.num_steps is None else guided.num_steps
-    return chosen_settings(config, num_steps, _TEMPERATURE.value)
+    return chosen_settings(config, num_steps, _TEMPERATURE.value, guided.settings.token_temperature)
 
 
 def edit(

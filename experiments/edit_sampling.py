@@ -39,10 +39,12 @@ class EditSettings(NamedTuple):
     Attributes:
       num_steps: T.
       temperature: of the choice which ids to keep.
+      token_temperature: τ of `decoding.tempered`.
     """
 
     num_steps: int
     temperature: float
+    token_temperature: float = 1.0
 
 
 class Growth(NamedTuple):
@@ -53,15 +55,24 @@ class Growth(NamedTuple):
 
 
 def chosen_settings(
-    config: ModelConfig, num_steps: int | None, temperature: float | None, method: str = "edit"
+    config: ModelConfig,
+    num_steps: int | None,
+    temperature: float | None,
+    token_temperature: float | None = None,
+    method: str = "edit",
 ) -> EditSettings:
     """The settings of a model's presets for "edit" or "stroke", with what is given in their place.
 
     Raises:
       InputError: a value out of its range; names the flag.
     """
+    given = {
+        "num_steps": num_steps,
+        "temperature": temperature,
+        "token_temperature": token_temperature,
+    }
     settings = {name: config.presets[method][name] for name in EditSettings._fields}
-    for name, value in (("num_steps", num_steps), ("temperature", temperature)):
+    for name, value in given.items():
         if value is not None:
             check_value(f"--{name}", value, KNOBS[method][name])
             settings[name] = value
@@ -101,6 +112,7 @@ def remake(
         # As published: the third of 12 steps.
         first_step=settings.num_steps // 6,
         sampler=MaskGit(settings.temperature),
+        token_temperature=settings.token_temperature,
         seed=seed,
         indices=jnp.asarray(indices),
     )

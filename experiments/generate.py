@@ -5,8 +5,9 @@
         --batch_size=64 --output_dir=samples_npz
 
 Three samplers fill the ids: MaskGIT's, which keeps the surest (arXiv:2202.04200); the Halton
-scheduler, which spreads them over the picture (arXiv:2503.17076); and ReMDM, which hides some again
-(arXiv:2503.00307). Writes `grid.png` of the first pictures, and by --format
+scheduler, which spreads them over the picture (arXiv:2503.17076); and ReMDM, which masks some again
+(arXiv:2503.00307). docs/samplers.md explains their settings. Writes `grid.png` of the first
+pictures, and by --format
 
     png    one file per picture, and `results.jsonl`
     npz    `samples.npz` as ADM's evaluator and `experiments.score` take it: arr_0, uint8
@@ -26,14 +27,14 @@ from tqdm import tqdm
 from experiments import cli, digests
 from experiments.batches import make_batches
 from experiments.generate_folder import FORMATS, GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
+from experiments.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_uint8
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
-from maskgit_jax.remdm import STRATEGIES
+from maskgit_jax.remdm import STRATEGIES, WINDOWS
 from maskgit_jax.schedules import SCHEDULE_NAMES
 
 _MOST = 10**6
@@ -47,11 +48,35 @@ _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Decoding steps.")
 _SCHEDULE = flags.DEFINE_enum(
     "schedule", None, list(SCHEDULE_NAMES), "How the number of hidden ids falls."
 )
+_TOKEN_TEMPERATURE = flags.DEFINE_float(
+    "token_temperature", None, "Ids are sampled from softmax(logits / it)."
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "maskgit: of the choice which ids to keep.")
 _SHARPNESS = flags.DEFINE_float("sharpness", None, "halton: factor of the last step's logits.")
-_REMASK = flags.DEFINE_enum("remask", None, list(STRATEGIES), "remdm: how ids are hidden again.")
-_ETA = flags.DEFINE_float("eta", None, "remdm: how readily ids are hidden again, 0 to 1.")
+_REMASK = flags.DEFINE_enum("remask", None, list(STRATEGIES), "remdm: how ids are masked again.")
+_ETA = flags.DEFINE_float("eta", None, "remdm: how readily ids are masked again, 0 to 1.")
+_WINDOW = flags.DEFINE_enum(
+    "window",
+    None,
+    list(WINDOWS),
+    "remdm: from --t_on to --t_off, ids are masked again while the schedule goes on (switch), or "
+    "while the share of unmasked ids stays at --alpha_on (loop).",
+)
+_T_ON = flags.DEFINE_float(
+    "t_on", None, "remdm: begin of the window, as time that remains, 0 to 1."
+)
+_T_OFF = flags.DEFINE_float("t_off", None, "remdm: end of the window, likewise.")
+_ALPHA_ON = flags.DEFINE_float("alpha_on", None, "remdm: see --window.")
 _GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", 0.0, "Classifier-free guidance.")
+_GUIDANCE_SCHEDULE = flags.DEFINE_enum(
+    "guidance_schedule",
+    "constant",
+    list(classifier_free.SCHEDULES),
+    "The same guidance in all steps, or rising to --guidance_scale in the last one.",
+)
+_GUIDANCE_POWER = flags.DEFINE_float(
+    "guidance_power", None, "Of rising guidance: the greater, the later it sets in; 1 if not given."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "With a picture's number, all that it depends on.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures made together.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "samples", "Folder for the results.")
@@ -65,9 +90,10 @@ def main() -> None:
         (_BATCH_SIZE, 1, _MOST),
         (_SEED, 0, 2**32 - 1),
         (_GUIDANCE_SCALE, 0, 1e6),
+        (_GUIDANCE_POWER, *classifier_free.POWERS),
     ):
-        if not low <= flag.value <= high:
-            raise InputError(f"--{flag.name}={flag.value}: expected {low} to {high:.0f}")
+        if flag.value is not None and not low <= flag.value <= high:
+            raise InputError(f"--{flag.name}={flag.value}: expected {low:g} to {high:.0f}")
     config = model_config(_MODEL.value)
     plan = _read_plan(config)
     folder = GenerateFolder(Path(_OUTPUT_DIR.value))
@@ -96,11 +122,14 @@ def main() -> None:
 
 
 def _read_plan(config: ModelConfig) -> Plan:
-    flags_of_samplers = (_NUM_STEPS, _SCHEDULE, _TEMPERATURE, _SHARPNESS, _REMASK, _ETA)
+    flags_of_samplers = (_NUM_STEPS, _SCHEDULE, _TOKEN_TEMPERATURE, _TEMPERATURE, _SHARPNESS)
+    flags_of_samplers += (_REMASK, _ETA, _WINDOW, _T_ON, _T_OFF, _ALPHA_ON)
     given = {flag.name: flag.value for flag in flags_of_samplers if flag.value is not None}
-    check_settings(_SAMPLER.value, given)
-    settings = config.presets[_SAMPLER.value] | given
-    return Plan(
+    settings = choose_settings(_SAMPLER.value, config.presets[_SAMPLER.value], given)
+    schedule, power = _GUIDANCE_SCHEDULE.value, _GUIDANCE_POWER.value
+    if schedule == "constant" and power is not None:
+        raise InputError(f"--guidance_power={power}: only --guidance_schedule=rising has one")
+    plan = Plan(
         model=_MODEL.value,
         labels=read_labels(_LABELS.value, config.class_names),
         num_samples=_NUM_SAMPLES.value,
@@ -109,7 +138,11 @@ def _read_plan(config: ModelConfig) -> Plan:
         settings=settings,
         guidance_scale=_GUIDANCE_SCALE.value,
         seed=_SEED.value,
+        token_temperature=settings.pop("token_temperature"),
+        guidance_power=classifier_free.SCHEDULES[schedule] if power is None else power,
     )
+    plan.make_sampler()  # names that do not go together are told before anything is loaded
+    return plan
 
 
 def _make(model: Model, plan: Plan, folder: GenerateFolder) -> None:
@@ -132,7 +165,9 @@ def _draw(model: Model, plan: Plan, indices: np.ndarray) -> UInt8[np.ndarray, "b
         model,
         with_class_token(model.config, labels, hidden),
         guidance_scale=plan.guidance_scale,
+        power=plan.guidance_power,
         sampler=plan.make_sampler(),
+        token_temperature=plan.token_temperature,
         num_steps=plan.num_steps,
         seed=plan.seed,
         indices=jnp.asarray(indices),

@@ -1,7 +1,7 @@
 """What `generate` will make: the classes and their order, the sampler and its settings."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from maskgit_jax.errors import InputError
@@ -13,6 +13,9 @@ from maskgit_jax.remdm import ReMdm
 from maskgit_jax.sampling import Sampler
 
 SAMPLERS = {"maskgit": MaskGit, "halton": Halton, "remdm": ReMdm}
+
+# ReMDM's loop as it was released for text. Under "switch", ids are masked again at any time.
+_LOOP = {"t_on": 0.55, "t_off": 0.05, "alpha_on": 0.9}
 
 
 class Plan(NamedTuple):
@@ -27,6 +30,8 @@ class Plan(NamedTuple):
       settings: of the sampler.
       guidance_scale: of classifier-free guidance.
       seed: of the samples.
+      token_temperature: τ of `decoding.tempered`.
+      guidance_power: see `classifier_free.guidance_share`.
     """
 
     model: str
@@ -37,6 +42,8 @@ class Plan(NamedTuple):
     settings: dict[str, Any]
     guidance_scale: float
     seed: int
+    token_temperature: float = 1.0
+    guidance_power: float = 0.0
 
     @property
     def count(self) -> int:
@@ -52,12 +59,34 @@ class Plan(NamedTuple):
         return SAMPLERS[self.sampler](**self.settings)
 
 
-def check_settings(sampler: str, given: dict[str, Any]) -> None:
-    """Raises InputError for a setting that the sampler lacks, and a value that it cannot take."""
+def choose_settings(
+    sampler: str, preset: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A sampler's settings: the given ones, in place of a model's presets.
+
+    Raises:
+      InputError: a setting that the sampler lacks, or a value that it cannot take.
+    """
     for name, value in given.items():
         if name not in KNOBS[sampler]:
             raise InputError(f"--{name}={value}: --sampler={sampler} has no such setting")
         check_value(f"--{name}", value, KNOBS[sampler][name])
+    settings = {**preset, **(_LOOP if given.get("window") == "loop" else {}), **given}
+    if sampler != "remdm":
+        return settings
+    for name, choice, without in (("eta", "remask", "conf"), ("alpha_on", "window", "switch")):
+        if settings[choice] == without:
+            if name in given:
+                raise InputError(
+                    f"--{name}={given[name]}: --{choice}={without} has no such setting"
+                )
+            del settings[name]
+    if settings["t_off"] > settings["t_on"]:
+        raise InputError(
+            f"--t_off={settings['t_off']}: time falls from 1 to 0, expected --t_on="
+            f"{settings['t_on']} or less"
+        )
+    return settings
 
 
 def read_labels(text: str, class_names: Sequence[str]) -> list[int]:

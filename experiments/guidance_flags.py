@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from guidance import classifier_free
 from guidance.structure import (
     KERNELS,
     StructureSettings,
@@ -44,6 +45,18 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list("lambda_s", None, "Share of structure in [0, 1]; the rest is realism.")
 flags.DEFINE_list("guidance_scale", None, "Classifier-free guidance, 0 for none.")
+flags.DEFINE_enum(
+    "guidance_schedule",
+    "constant",
+    list(classifier_free.SCHEDULES),
+    "The same guidance in all steps, or rising to --guidance_scale in the last one.",
+)
+flags.DEFINE_list(
+    "guidance_power",
+    None,
+    "Of rising guidance: the greater, the later it sets in; 1 if not given, 0 is constant.",
+)
+flags.DEFINE_list("token_temperature", None, "Ids are sampled from softmax(logits / it).")
 flags.DEFINE_list("max_mask_rate", None, "Share of ids hidden at the start.")
 flags.DEFINE_list("min_mask_rate", None, "Share that the fall ends at.")
 flags.DEFINE_list("structure_temperature", None, "Noise on which ids stray from the sketch.")
@@ -136,6 +149,12 @@ def read_grid(config: ModelConfig) -> GridFlags:
     values = {
         name: [preset[name]] if given[name].value is None else _parse(name) for name in SETTINGS
     }
+    if given.guidance_schedule == "rising" and given.guidance_power is None:
+        values["guidance_power"] = [classifier_free.SCHEDULES["rising"]]
+    elif given.guidance_schedule == "constant" and given.guidance_power is not None:
+        raise InputError(
+            f"--guidance_power={_text('guidance_power')}: only --guidance_schedule=rising has one"
+        )
     choices = Choices(
         *(
             preset[name] if given[name].value is None else given[name].value

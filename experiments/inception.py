@@ -39,6 +39,7 @@ import platformdirs
 from jaxtyping import Array, Float, UInt8
 
 from maskgit_jax.errors import InputError
+from maskgit_jax.keys import seed_key
 
 IMAGE_SIZE = 299
 NUM_FEATURES = 2048
@@ -241,7 +242,7 @@ def embed(variables: Any, images: UInt8[Array, "b h w 3"]) -> Inception:
 def variable_shapes() -> Any:
     """Names and shapes of the network's variables; nothing is computed."""
     images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
-    return jax.eval_shape(InceptionV3().init, jax.random.key(0), images)
+    return jax.eval_shape(InceptionV3().init, seed_key(0), images)
 
 
 def load_inception(source: str) -> Any:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from experiments.batches import in_batches
 from maskgit_jax import checkpoint, world
-from maskgit_jax.model import parameter_shapes
+from maskgit_jax.checkpoint import parameter_shapes
 
 JUDGE_CHECKPOINT = Path(__file__).parent / "weights" / "judge_checkpoint"
 

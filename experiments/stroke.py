@@ -59,6 +59,9 @@ _MODEL = flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512 or
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "What the transformer computes in.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Decoding steps.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the choice which ids to keep.")
+_TOKEN_TEMPERATURE = flags.DEFINE_float(
+    "token_temperature", None, "Ids are sampled from softmax(logits / it); 1 if not given."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Pictures to make.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Samples decoded together.")
@@ -142,7 +145,9 @@ def read_settings(config: ModelConfig) -> tuple[EditSettings, float]:
             raise InputError(f"--{flag.name}={flag.value}: expected 1 to {most}")
     if not 0 <= _SEED.value < 2**32:
         raise InputError(f"--seed={_SEED.value}: expected 0 to {2**32 - 1}")
-    settings = chosen_settings(config, _NUM_STEPS.value, _TEMPERATURE.value, "stroke")
+    settings = chosen_settings(
+        config, _NUM_STEPS.value, _TEMPERATURE.value, _TOKEN_TEMPERATURE.value, "stroke"
+    )
     confidence = config.presets["stroke"]["confidence"]
     if _CONFIDENCE.value is not None:
         confidence = _CONFIDENCE.value

@@ -66,6 +66,7 @@ def follow_strokes(
         num_steps=settings.num_steps,
         first_step=settings.num_steps // 6,
         temperature=settings.temperature,
+        token_temperature=settings.token_temperature,
         seed=seed,
         indices=jnp.asarray(indices),
     )

@@ -21,6 +21,7 @@ from experiments.judge_training import empty_pictures, judge_loss, roughen
 from experiments.metrics import mean_and_error, part_miou, silhouette_iou
 from maskgit_jax import checkpoint, training, world
 from maskgit_jax.images import to_float
+from maskgit_jax.keys import seed_key
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/judge", "Folder for the weights.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 12_000, "Pictures to draw.", lower_bound=1)
@@ -64,7 +65,7 @@ def main() -> None:
         return to_float(images), parts.astype(np.int32), labels
 
     judge = Judge()
-    key = jax.random.key(_SEED.value)
+    key = seed_key(_SEED.value)
     params = judge.init(key, batch_at(0)[0])["params"]
     optimizer = training.make_optimizer(
         _LEARNING_RATE.value, _NUM_STEPS.value, min(100, _NUM_STEPS.value // 2), 1e-4

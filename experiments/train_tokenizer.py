@@ -23,6 +23,7 @@ from maskgit_jax import adversarial, checkpoint, model, training
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, to_float, to_uint8
+from maskgit_jax.keys import seed_key
 from maskgit_jax.tokenizer import Tokenizer
 
 _CONFIG = flags.DEFINE_string(
@@ -72,7 +73,7 @@ def main() -> None:
     tokenizer = Tokenizer(cfg.tokenizer)
     size = cfg.tokenizer.image_size
     example = np.zeros((1, size, size, 3), np.float32)
-    key = jax.random.key(training_flags.SEED.value)
+    key = seed_key(training_flags.SEED.value)
     if start is None:
         params = jax.jit(tokenizer.init)(key, example)["params"]
     else:

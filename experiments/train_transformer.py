@@ -25,6 +25,7 @@ from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, to_uint8
 from maskgit_jax.inference import stack_layers, unstack_layers
+from maskgit_jax.keys import seed_key
 from maskgit_jax.transformer import Transformer
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 5_200, "Updates.", lower_bound=1)
@@ -87,7 +88,7 @@ def main() -> None:
         return batch if encoded else (encode(batch[0]), batch[1])
 
     transformer = Transformer(cfg.transformer)
-    key = jax.random.key(training_flags.SEED.value)
+    key = seed_key(training_flags.SEED.value)
     if start_params is None:
         empty = jnp.zeros((1, cfg.transformer.sequence_length), jnp.int32)
         start_params = jax.jit(transformer.init)(key, empty)["params"]

@@ -21,6 +21,7 @@ from guidance.maskgit_edit import code_distance_energy
 from guidance.maskgit_edit_training import energy_loss, hide_strokes
 from maskgit_jax import training
 from maskgit_jax.inference import code_logits
+from maskgit_jax.keys import seed_key
 from maskgit_jax.model import load_model
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 1_200, "Updates.", lower_bound=1)
@@ -61,7 +62,7 @@ def main() -> None:
     )
     optimizer = training.make_optimizer(**arguments)
     loss = functools.partial(energy_loss, confidence=_CONFIDENCE.value)
-    key = jax.random.key(training_flags.SEED.value)
+    key = seed_key(training_flags.SEED.value)
     batches = datasets.batches_of(strokes.held_out(), _BATCH_SIZE.value)
     validate = training_loop.validation(loss, batches, key, prepare)
     start = {"energy": code_distance_energy(model.tokenizer_params["quantizer"]["codebook"])}

@@ -10,7 +10,6 @@ again, it resumes.
 import functools
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import cli, datasets, training_flags, training_loop, tuning
@@ -19,6 +18,7 @@ from maskgit_jax import checkpoint, training
 from maskgit_jax.config import read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import unstack_layers
+from maskgit_jax.keys import seed_key
 from maskgit_jax.model import Model, load_model
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 400, "Updates.", lower_bound=1)
@@ -66,7 +66,7 @@ def main() -> None:
         dtype=training_flags.DTYPE.value,
     )
     prepare = tuning.tokenize(model)
-    key = jax.random.key(training_flags.SEED.value)
+    key = seed_key(training_flags.SEED.value)
     batches = datasets.batches_of(strokes.held_out(), _BATCH_SIZE.value)
     validations = {
         name: training_loop.validation(

@@ -1,5 +1,6 @@
 """Classifier-free guidance against a random other class (MaskSketch, section 3.4)."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,10 +9,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maskgit_jax import sampling
-from maskgit_jax.decoding import Predict
+from maskgit_jax.decoding import Predict, Step
 from maskgit_jax.inference import code_logits
 from maskgit_jax.model import Model
+from maskgit_jax.presets import KNOBS
 from maskgit_jax.transformer import Transformer
+
+SCHEDULES = {"constant": 0.0, "rising": 1.0}
+"""How guidance goes over the steps, and the power of `guidance_share` if none is chosen."""
+POWERS = KNOBS["masksketch"]["guidance_power"][:2]
+"""Its least and its most."""
 
 _OTHER_CLASS = 3  # folded into a sample's key; samplers have 0 to 2
 
@@ -26,27 +33,52 @@ def other_class_token(
     return config.codebook_size + (label + shift) % config.num_classes
 
 
+def guidance_share(
+    step: Step, num_steps: Int[Array, ""] | int, power: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """The share w of the guidance scale that counts in a step.
+
+    Rising guidance is w = ½ (1 − cos(π (t/T)^p)): the greater p, the later it sets in (Masked
+    Diffusion Transformer, arXiv:2303.14389, appendix D, with p = 4).
+
+    Args:
+      step: from 0 on. t is the number of steps that are done with it, step + 1: so w is 1 in the
+        last step, and above 0 in the first.
+      num_steps: T.
+      power: p; 0 is constant guidance, w = 1 in every step.
+    """
+    done = (step + 1.0) / num_steps
+    rising = (1 - jnp.cos(math.pi * done**power)) / 2
+    return jnp.where(power > 0, rising, 1.0)
+
+
 def classifier_free_predict(
     transformer: Transformer,
     params,
     other_token: Int[Array, ""],
     guidance_scale: Float[Array, ""] | float,
+    power: Float[Array, ""] | float = 0.0,
+    num_steps: Int[Array, ""] | int = 1,
 ) -> Predict:
     """Logits pushed from another class's towards the wanted class's.
 
-    logits = logits_c + s · (logits_c − logits_r), with c the class at position 0 and r the other.
+    logits = logits_c + w · s · (logits_c − logits_r), with c the class at position 0, r the other
+    and w of `guidance_share`.
 
     Args:
       transformer: the model.
       params: its weights.
       other_token: class token of r.
       guidance_scale: s; 0 is no guidance.
+      power: see `guidance_share`.
+      num_steps: T; where guidance is constant, it does not matter.
     """
 
     def predict(ids, step):
         both = jnp.stack([ids, ids.at[0].set(other_token)])
         wanted, other = code_logits(transformer, params, both)
-        return wanted + guidance_scale * (wanted - other)
+        scale = guidance_scale * guidance_share(step, num_steps, power)
+        return wanted + scale * (wanted - other)
 
     return predict
 
@@ -56,6 +88,8 @@ def sample(
     tokens: Int[Array, "B S"],
     *,
     guidance_scale: Float[Array, "B"] | float,
+    power: Float[Array, "B"] | float = 0.0,
+    num_steps: int,
     seed: int,
     indices: Int[Array, "B"],
     **settings: Any,
@@ -67,25 +101,28 @@ def sample(
       tokens: as for `sampling.sample`.
       guidance_scale: s ≥ 0, one for all or each sample's own. Where all are 0, the other class's
         logits are not computed; a sample of scale 0 is the same in either case.
+      power: of `guidance_share`, within `POWERS`, likewise.
+      num_steps: T.
       seed: with the index, all that a sample's randomness depends on, the other class included.
       indices: the samples' numbers.
       settings: the other arguments of `sampling.sample`.
     """
+    settings |= {"num_steps": num_steps, "seed": seed, "indices": indices}
     if not np.any(guidance_scale):
-        return sampling.sample(model, tokens, seed=seed, indices=indices, **settings)
+        return sampling.sample(model, tokens, **settings)
 
     def other(key, class_token):
         draw = jax.random.uniform(jax.random.fold_in(key, _OTHER_CLASS))
         return other_class_token(draw, class_token, model.transformer)
 
     other_tokens = jax.vmap(other)(sampling.sample_keys(seed, indices), tokens[:, 0])
-    scales = jnp.broadcast_to(jnp.float32(guidance_scale), len(tokens))
+    scales, powers = (
+        jnp.broadcast_to(jnp.float32(number), len(tokens)) for number in (guidance_scale, power)
+    )
     return sampling.sample(
         model,
         tokens,
-        seed=seed,
-        indices=indices,
         predict=classifier_free_predict,
-        guide=(other_tokens, scales),
+        guide=(other_tokens, scales, powers, jnp.full(len(tokens), num_steps)),
         **settings,
     )

@@ -20,7 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from maskgit_jax.decoding import MASK_ID, DecodeState, Predict, RandomKey, Remask, Tokens
+from maskgit_jax.decoding import (
+    MASK_ID,
+    DecodeState,
+    Predict,
+    RandomKey,
+    Remask,
+    Tokens,
+    check_token_temperature,
+    tempered,
+)
 from maskgit_jax.devices import spread_over_devices
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import code_logits
@@ -65,12 +74,14 @@ class StrokeInputs(NamedTuple):
       num_hidden: number of ids hidden at the very start.
       temperature: of the choice which ids to keep.
       confidence: how far the stroke is trusted, in [0, 1]; of self-guidance and `tilt`.
+      token_temperature: τ of `decoding.tempered`.
     """
 
     guide_ids: Int[Array, "*b S"]
     num_hidden: Int[Array, "*b"]
     temperature: Float[Array, "*b"]
     confidence: Float[Array, "*b"]
+    token_temperature: Float[Array, "*b"] | float = 1.0
 
 
 Energy = Float[Array, "K K"]
@@ -203,6 +214,7 @@ class Guidance:
     ):
         """See `sampling.Method`; `shared` is the energy of "self" and "tilt"."""
         predict = _PREDICTS[self.name](transformer, params, shared, inputs)
+        predict = tempered(predict, inputs.token_temperature)
         return predict, _remask(inputs, num_steps, self.schedule)
 
 
@@ -263,7 +275,7 @@ class ContextGuidance:
             chosen = self._choose(inputs, num_steps, step, hidden, drawn, logits, key)
             return jnp.concatenate([hide, chosen]), key
 
-        return predict, remask
+        return tempered(predict, inputs.token_temperature), remask
 
     def _choose(self, inputs, num_steps, step, ids, sampled, logits, key):
         """The ids that the step after `step` shows as the stroke's, chosen with that step's key."""
@@ -285,6 +297,7 @@ def sample(
     energy: Float[Array | np.ndarray, "_ _"] | None = None,
     first_step: int = 0,
     temperature: float = 4.5,
+    token_temperature: float = 1.0,
     progress: Callable[[int], None] | None = None,
 ) -> Int[Array, "B N"]:
     """Fills the hidden ids, led by a stroke; one sample per row, spread over devices.
@@ -301,14 +314,16 @@ def sample(
       energy: of "learned", and of it alone; see `Energy`.
       first_step: where in the schedule to start, 0 .. T - 1.
       temperature: of the choice which ids to keep.
+      token_temperature: τ of `decoding.tempered`.
       progress: called with the number of the next step each time some are done.
 
     Raises:
-      InputError: unknown method, confidence out of [0, 1], no step to run, or an energy that is
-        missing, not finite or of another codebook's size.
+      InputError: unknown method, confidence or token temperature out of its range, no step to run,
+        or an energy that is missing, not finite or of another codebook's size.
     """
     if not np.all((np.asarray(confidence) >= 0) & (np.asarray(confidence) <= 1)):
         raise InputError(f"confidence is {confidence}: expected 0 to 1")
+    check_token_temperature(token_temperature)
     if not 0 <= first_step < num_steps:
         raise InputError(f"first_step is {first_step} of {num_steps}: expected 0 to num_steps - 1")
     shared = _shared(model, method, energy)
@@ -319,6 +334,7 @@ def sample(
         num_hidden=jnp.sum(tokens == MASK_ID, axis=1),
         temperature=jnp.full(batch, temperature, jnp.float32),
         confidence=jnp.broadcast_to(jnp.float32(confidence), batch),
+        token_temperature=jnp.full(batch, token_temperature, jnp.float32),
     )
     keys = sample_keys(seed, indices)
     if method == "context":

@@ -23,7 +23,7 @@ from guidance.structure import (
     traced,
 )
 from maskgit_jax import schedules
-from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, sample_key
+from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, sample_key, tempered
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
 from maskgit_jax.inference import attention_inputs
@@ -159,8 +159,14 @@ class MaskSketch:
         predict = maskgit_predict(transformer, params)
         if self.guided:
             predict = classifier_free_predict(
-                transformer, params, guide.other_token, guide.settings.guidance_scale
+                transformer,
+                params,
+                guide.other_token,
+                guide.settings.guidance_scale,
+                guide.settings.guidance_power,
+                num_steps,
             )
+        predict = tempered(predict, guide.settings.token_temperature)
         remask = structure_remask(
             distance,
             guide.num_hidden,

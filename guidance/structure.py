@@ -147,6 +147,8 @@ class StructureSettings(NamedTuple):
       confidence_temperature: of the Gumbel noise on the confidences, rescaled to [0, 1].
       paper_weight: weight in [0, 1] of the distance of tokens where the sketch is blank paper.
         1 is the published rule; lower lets backgrounds differ from paper.
+      token_temperature: τ of `decoding.tempered`.
+      guidance_power: p of `classifier_free.guidance_share`; 0 is constant guidance.
     """
 
     layer_weights: Any
@@ -157,6 +159,8 @@ class StructureSettings(NamedTuple):
     structure_temperature: Any = 0.0
     confidence_temperature: Any = 0.0
     paper_weight: Any = 1.0
+    token_temperature: Any = 1.0
+    guidance_power: Any = 0.0
 
 
 class TracedSettings(NamedTuple):
@@ -176,6 +180,8 @@ class TracedSettings(NamedTuple):
       structure_temperature: as given.
       confidence_temperature: as given.
       paper_weight: as given.
+      token_temperature: as given.
+      guidance_power: as given.
     """
 
     layer_weights: Float[Array, "*b L"]
@@ -188,6 +194,8 @@ class TracedSettings(NamedTuple):
     structure_temperature: Float[Array, "*b"]
     confidence_temperature: Float[Array, "*b"]
     paper_weight: Float[Array, "*b"]
+    token_temperature: Float[Array, "*b"]
+    guidance_power: Float[Array, "*b"]
 
 
 def traced(settings: StructureSettings) -> TracedSettings:
@@ -209,6 +217,8 @@ def traced(settings: StructureSettings) -> TracedSettings:
         structure_temperature=given.structure_temperature,
         confidence_temperature=given.confidence_temperature,
         paper_weight=given.paper_weight,
+        token_temperature=given.token_temperature,
+        guidance_power=given.guidance_power,
     )
     return TracedSettings(*(jnp.asarray(value.astype(np.float32)) for value in values))
 

@@ -18,6 +18,7 @@ import numpy as np
 from flax import serialization
 
 from maskgit_jax.errors import InputError
+from maskgit_jax.keys import seed_key
 
 Manifest = dict[str, tuple[tuple[int, ...], str]]
 """Shape and dtype name of every parameter, by path: `params/decoder/Conv_0/bias`."""
@@ -176,7 +177,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def parameter_shapes(module: Any, example: jax.ShapeDtypeStruct) -> Any:
     """Names and shapes of a module's parameters; nothing is computed."""
-    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    return jax.eval_shape(module.init, seed_key(0), example)["params"]
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:

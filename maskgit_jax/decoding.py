@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from maskgit_jax.errors import InputError
+from maskgit_jax.keys import seed_key
+from maskgit_jax.presets import KNOBS
 from maskgit_jax.transformer import MASK_ID
 
 Tokens = Int[Array, "S"]
@@ -55,6 +59,24 @@ def draw_each(ids: Tokens, logits: Logits, key: RandomKey) -> Tokens:
     return jax.random.categorical(key, logits).astype(ids.dtype)
 
 
+def check_token_temperature(value: Any) -> None:
+    """Raises InputError unless all numbers are token temperatures; see `presets.KNOBS`."""
+    low, high, _ = KNOBS["maskgit"]["token_temperature"]
+    # A NaN is in no range.
+    if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+        raise InputError(f"token_temperature is {value}: expected {low:g} to {high:g}")
+
+
+def tempered(predict: Predict, token_temperature: Float[Array, ""] | float) -> Predict:
+    """Logits over a temperature τ: ids are sampled from softmax(logits / τ).
+
+    What a rule computes of the logits, such as the confidence of a sampled id, is of the tempered
+    ones too, as in ReMDM's release (arXiv:2503.00307), whose figures for MaskGIT at τ = 0.8 are
+    such. Guidance comes before: it is `predict`'s own.
+    """
+    return lambda ids, step: predict(ids, step) / token_temperature
+
+
 def decode(
     predict: Predict,
     remask: Remask,
@@ -83,7 +105,7 @@ def decode(
 
 def sample_key(seed: int | UInt32[Array, ""], index: Int[Array, ""] | int) -> Key[Array, ""]:
     """The key of one sample: a function of the seed and the sample's index, nothing else."""
-    return jax.random.fold_in(jax.random.key(seed), index)
+    return jax.random.fold_in(seed_key(seed), index)
 
 
 def hide_lowest(

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from maskgit_jax import checkpoint, conversion, download
-from maskgit_jax.checkpoint import parameter_shapes as parameter_shapes
 from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError

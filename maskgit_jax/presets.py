@@ -34,7 +34,17 @@ Kind = Numbers | tuple[str, ...] | str
 _STEPS = Numbers(1, 10**6, whole=True)
 _SHARE = Numbers(0.0, 1.0)
 _FACTOR = Numbers(0.0, 1e6)
-_EDIT: dict[str, Kind] = {"num_steps": _STEPS, "temperature": _FACTOR}
+_TOKEN_TEMPERATURE = Numbers(1e-6, 100.0)  # below, logits over it could overflow
+_EDIT: dict[str, Kind] = {
+    "num_steps": _STEPS,
+    "temperature": _FACTOR,
+    "token_temperature": _TOKEN_TEMPERATURE,
+}
+_SAMPLER: dict[str, Kind] = {
+    "num_steps": _STEPS,
+    "schedule": SCHEDULE_NAMES,
+    "token_temperature": _TOKEN_TEMPERATURE,
+}
 
 KNOBS: dict[str, dict[str, Kind]] = {
     "masksketch": {
@@ -47,6 +57,8 @@ KNOBS: dict[str, dict[str, Kind]] = {
         "structure_temperature": _FACTOR,
         "confidence_temperature": _FACTOR,
         "paper_weight": _SHARE,
+        "token_temperature": _TOKEN_TEMPERATURE,
+        "guidance_power": Numbers(0.0, 100.0),
         "divergence": ("jeffreys", "cross_entropy"),
         "num_proposals": _STEPS,
     },
@@ -57,13 +69,16 @@ KNOBS: dict[str, dict[str, Kind]] = {
         "min_mask_rate": _SHARE,
         "num_proposals": _STEPS,
     },
-    "maskgit": {"num_steps": _STEPS, "schedule": SCHEDULE_NAMES, "temperature": _FACTOR},
-    "halton": {"num_steps": _STEPS, "schedule": SCHEDULE_NAMES, "sharpness": _FACTOR},
-    "remdm": {
-        "num_steps": _STEPS,
-        "schedule": SCHEDULE_NAMES,
-        "remask": ("rescale", "cap", "confidence"),
+    "maskgit": _SAMPLER | {"temperature": _FACTOR},
+    "halton": _SAMPLER | {"sharpness": _FACTOR},
+    "remdm": _SAMPLER
+    | {
+        "remask": ("rescale", "cap", "confidence", "conf"),
         "eta": _SHARE,
+        "window": ("switch", "loop"),
+        "t_on": _SHARE,
+        "t_off": _SHARE,
+        "alpha_on": Numbers(0.0, 0.999),
     },
     "edit": _EDIT,
     "stroke": _EDIT | {"confidence": _SHARE},

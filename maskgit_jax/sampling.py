@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from maskgit_jax.decoding import (
     MASK_ID,
@@ -16,8 +16,10 @@ from maskgit_jax.decoding import (
     Predict,
     RandomKey,
     Remask,
+    check_token_temperature,
     decode,
     sample_key,
+    tempered,
 )
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
@@ -132,6 +134,7 @@ class SampleInputs(NamedTuple):
 
     to_fill: Bool[Array, "*b S"]
     key: RandomKey | Key[Array, "B"]
+    token_temperature: Float[Array, "*b"]
     guide: tuple[Any, ...]
 
 
@@ -143,6 +146,7 @@ class _Sampling:
 
     def __call__(self, transformer, params, sampler: Sampler, inputs: SampleInputs, num_steps):
         predict = self.predict(transformer, params, *inputs.guide)
+        predict = tempered(predict, inputs.token_temperature)
         return sampler(predict, inputs.to_fill, inputs.key, num_steps)
 
 
@@ -155,6 +159,7 @@ def sample(
     indices: Int[Array, "B"],
     first_step: int = 0,
     sampler: Sampler = MaskGit(),  # noqa: B008 (frozen)
+    token_temperature: Float[Array, "B"] | float = 1.0,
     predict: Callable[..., Predict] = maskgit_predict,
     guide: tuple[Any, ...] = (),
 ) -> Int[Array, "B N"]:
@@ -169,16 +174,19 @@ def sample(
       indices: the samples' numbers.
       first_step: where in the schedule to start, 0 .. T - 1; above 0 when ids are given.
       sampler: how they are filled.
+      token_temperature: τ of `decoding.tempered`, one for all or each sample's own.
       predict: a module's function that makes one sample's `Predict` of the transformer, its
         weights and the sample's row of each array in `guide`.
       guide: arrays with a leading axis of samples.
 
     Raises:
-      InputError: no step to run.
+      InputError: no step to run, or a token temperature out of its range.
     """
+    check_token_temperature(token_temperature)
     if not 0 <= first_step < num_steps:
         raise InputError(f"first_step is {first_step} of {num_steps}: expected 0 to num_steps - 1")
-    inputs = SampleInputs(tokens == MASK_ID, sample_keys(seed, indices), guide)
+    temperatures = jnp.broadcast_to(jnp.float32(token_temperature), len(tokens))
+    inputs = SampleInputs(tokens == MASK_ID, sample_keys(seed, indices), temperatures, guide)
     # Copies and keys of its own: the loop takes the state's memory.
     state = DecodeState(
         jnp.array(tokens), jnp.array(tokens), sample_keys(seed, indices), sampler.memory(tokens)

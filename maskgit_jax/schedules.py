@@ -1,7 +1,8 @@
 """Mask schedules γ: which share of the ids is hidden after a share of the steps.
 
 MaskGIT (arXiv:2202.04200), section 3.4 and appendix A; "arccos" is that of the Halton scheduler
-(arXiv:2503.17076).
+(arXiv:2503.17076); "cosine_alpha" what ReMDM's image code (arXiv:2503.00307) calls cosine: there
+the share of unmasked ids is the cosine of the time that remains, so that γ falls fastest at first.
 """
 
 import math
@@ -13,6 +14,7 @@ from maskgit_jax.errors import InputError
 
 _SCHEDULES = {
     "cosine": lambda r, n: jnp.cos(math.pi / 2 * r),
+    "cosine_alpha": lambda r, n: 1 - jnp.cos(math.pi / 2 * (1 - r)),
     "arccos": lambda r, n: 2 / math.pi * jnp.arccos(r),
     "linear": lambda r, n: 1 - r,
     "square": lambda r, n: 1 - r**2.0,

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskgit_jax.checkpoint import parameter_shapes
 from maskgit_jax.config import ModelConfig, TokenizerConfig, TransformerConfig
 from maskgit_jax.inference import stack_layers, unstack_layers
-from maskgit_jax.model import Model, parameter_shapes
+from maskgit_jax.model import Model
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 

@@ -17,9 +17,10 @@ from experiments.benchmark_plain import PlainTransformer, plain_sampler
 from experiments.benchmark_worker import RATE, Draw, Job, make_runner, peak_bytes, reset_peak
 from guidance import masksketch
 from guidance.structure import StructureSettings, layer_weights
+from maskgit_jax.checkpoint import parameter_shapes
 from maskgit_jax.config import TransformerConfig, write_config
 from maskgit_jax.inference import unstack_layers
-from maskgit_jax.model import parameter_shapes, with_class_token
+from maskgit_jax.model import with_class_token
 from maskgit_jax.transformer import Transformer
 from tests.commands import ROOT, assert_refused
 from tests.conftest import make_model
@@ -269,6 +270,7 @@ def test_bad_flags_are_refused(tmp_path):
         "repeats": (["--repeats=0"], "repeats"),
         "steps": (["--num_steps=3"], "--num_steps=3: expected 4 or more"),
         "paper": (["--paper_weight=0.5"], "--paper_weight: the plain variant has none"),
+        "tempered": (["--token_temperature=0.5"], "--token_temperature: the plain variant"),
         "batches": (["--batch_sizes=8,0"], "--batch_sizes=8,0: expected numbers above 0"),
         "proposals": (["--num_proposals=2"], "--num_proposals: the benchmark knows"),
         "model": (["--model=nowhere"], "no model 'nowhere'"),

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from guidance import classifier_free
-from guidance.classifier_free import classifier_free_predict, other_class_token
+from guidance.classifier_free import (
+    classifier_free_predict,
+    guidance_share,
+    other_class_token,
+)
+from maskgit_jax import sampling
 from maskgit_jax.halton import Halton
 from maskgit_jax.model import with_class_token
 from tests.conftest import make_model, released
@@ -33,13 +38,24 @@ def test_guided_logits_are_the_formula(shallow):
     assert np.max(np.abs(wanted - other)) > 0.1
 
     @jax.jit
-    def guided(scale):
+    def guided(scale, power):
         model = shallow.transformer, shallow.transformer_params
-        return classifier_free_predict(*model, jnp.int32(28), scale)(ids, jnp.int32(0))
+        return classifier_free_predict(*model, jnp.int32(28), scale, power, 6)(ids, jnp.int32(3))
 
-    for scale in (0.0, 0.6, 2.0):
-        expected = (1 + scale) * wanted - scale * other
-        np.testing.assert_allclose(guided(scale), expected, rtol=1e-4, atol=1e-4)
+    for scale, power, share in ((0.0, 0.0, 1), (0.6, 0.0, 1), (2.0, 0.0, 1), (2.0, 1.0, 0.75)):
+        expected = (1 + scale * share) * wanted - scale * share * other
+        np.testing.assert_allclose(guided(scale, power), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_rises_to_its_whole_scale_in_the_last_step():
+    steps, num_steps = jnp.arange(12), 12
+    share = jax.jit(jax.vmap(guidance_share, in_axes=(0, None, None)))
+    for power in (0.5, 1.0, 4.0):
+        found = share(steps, num_steps, power)
+        expected = (1 - np.cos(np.pi * (np.arange(1, 13) / 12) ** power)) / 2
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert found[-1] == 1
+    np.testing.assert_array_equal(share(steps, num_steps, 0.0), np.ones(12))
 
 
 @pytest.mark.slow
@@ -55,3 +71,19 @@ def test_any_sampler_is_guided_sample_by_sample(tiny):
     # A sample is the same among others.
     turned = draw(tokens[::-1], guidance_scale=scales[::-1], indices=jnp.arange(8)[::-1])
     np.testing.assert_array_equal(turned[::-1], guided)
+
+
+def test_each_sample_has_its_rise_of_guidance(shallow):
+    tokens = with_class_token(shallow.config, jnp.arange(4), jnp.full((4, 16), -1))
+    draw = functools.partial(
+        classifier_free.sample, shallow, tokens, num_steps=4, seed=3, indices=jnp.arange(4)
+    )
+    constant = np.asarray(draw(guidance_scale=100.0))
+    before = sampling._advance._cache_size()
+    mixed = np.asarray(draw(guidance_scale=100.0, power=jnp.array([0.0, 4.0, 0.0, 4.0])))
+    assert sampling._advance._cache_size() == before
+    np.testing.assert_array_equal(mixed[::2], constant[::2])
+    assert np.all(np.any(mixed[1::2] != constant[1::2], axis=1))
+    # The only step is the last.
+    one = [draw(guidance_scale=100.0, power=power, num_steps=1) for power in (0.0, 4.0)]
+    np.testing.assert_array_equal(*one)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from maskgit_jax import decoding, schedules
 from maskgit_jax.decoding import MASK_ID, DecodeState
+from maskgit_jax.errors import InputError
 from maskgit_jax.maskgit import maskgit_remask
 
 
@@ -58,7 +59,7 @@ def test_equal_scores_are_hidden_at_random():
 
 @pytest.mark.parametrize("schedule", schedules.SCHEDULE_NAMES)
 def test_hidden_counts_follow_the_schedule(schedule):
-    num_steps, n = 9, 64
+    num_steps, n = 7, 64
     states = run([24, *[-1] * n], 0, num_steps, num_steps, schedule=schedule)
     hidden = n
     for t, state in enumerate(states):
@@ -141,3 +142,39 @@ def test_sample_keys_differ_by_seed_and_index():
         for index in range(50)
     }
     assert len(keys) == 200
+
+
+@pytest.mark.parametrize("token_temperature", [0.5, 1.0, 2.0])
+def test_ids_are_sampled_at_their_temperature(token_temperature):
+    """And confidences are of it: they come from the same logits."""
+    logits, count, seen = jnp.array([0.0, 1.0, 2.5]), 40_000, []
+
+    def predict(ids, step):
+        return jnp.tile(logits, (len(ids), 1))
+
+    def remask(step, ids, sampled, logits, key):
+        seen.append(logits[0])
+        return ids == MASK_ID, key
+
+    @jax.jit
+    def run(token_temperature, key):
+        tokens = jnp.full(count, MASK_ID)
+        predict_at = decoding.tempered(predict, token_temperature)
+        state = decoding.decode(predict_at, remask, DecodeState(tokens, tokens, key), 0, 1)
+        return state.sampled, decoding.tempered(predict, token_temperature)(tokens[:1], 0)[0]
+
+    sampled, tempered = run(token_temperature, jax.random.key(0))
+    weights = np.exp(np.array([0.0, 1.0, 2.5]) / token_temperature)
+    expected = weights / weights.sum()
+    error = np.sqrt(expected * (1 - expected) / count)
+    assert np.all(np.abs(np.bincount(sampled, minlength=3) / count - expected) < 4 * error)
+    np.testing.assert_allclose(tempered, np.log(weights), rtol=1e-6)
+    if token_temperature == 1:
+        np.testing.assert_array_equal(tempered, logits)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 101.0, np.inf, np.nan, np.array([1.0, 0.0])])
+def test_a_token_temperature_out_of_range_is_named(value):
+    decoding.check_token_temperature(np.array([1e-6, 100.0]))
+    with pytest.raises(InputError, match=r"^token_temperature is .*: expected 1e-06 to 100$"):
+        decoding.check_token_temperature(value)

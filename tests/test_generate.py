@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.generate_folder import GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, check_settings, read_labels
+from experiments.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
 from experiments.image_sets import open_image_set
 from maskgit_jax import checkpoint, world
 from maskgit_jax.errors import InputError
@@ -65,20 +65,35 @@ def test_classes_take_turns_and_settings_reach_the_sampler():
 def test_every_sampler_has_its_defaults():
     for name, sampler in SAMPLERS.items():
         for model in ("demo", "imagenet256", "imagenet512"):
-            settings = dict(model_config(model).presets[name])
+            settings = choose_settings(name, model_config(model).presets[name], {})
             assert settings.pop("num_steps") >= 8
+            published = (name, model) in {("remdm", "imagenet256"), ("remdm", "imagenet512")}
+            assert settings.pop("token_temperature") == (0.8 if published else 1)
             sampler(**settings)
+            assert name != "remdm" or settings["schedule"] == ("cosine", "linear")[published]
 
 
 def test_settings_of_another_sampler_are_refused():
-    check_settings("remdm", {"eta": 1.0, "remask": "cap"})
+    preset = model_config("demo").presets["remdm"]
+    for given in (
+        {"eta": 1.0, "remask": "cap"},
+        {"t_on": 0.5, "token_temperature": 1e-6},
+        {"window": "loop", "alpha_on": 0.5, "t_off": 0.55},
+        {"remask": "conf", "t_on": 0.0},
+    ):
+        assert choose_settings("remdm", preset, given).items() >= given.items()
     for given, words in (
+        ({"remask": "conf", "eta": 0.1}, "--eta=0.1: --remask=conf has no such setting"),
+        ({"alpha_on": 0.5}, "--alpha_on=0.5: --window=switch has no such setting"),
+        ({"window": "loop", "t_off": 0.6}, "--t_off=0.6: time falls .* expected --t_on=0.55 or"),
+        ({"window": "loop", "alpha_on": 1.0}, "--alpha_on=1.0: expected 0 to 0.999"),
+        ({"token_temperature": 0.0}, "--token_temperature=0.0: expected 1e-06 to 100"),
         ({"temperature": 1.0}, "--temperature=1.0: --sampler=remdm has no such setting"),
         ({"eta": 1.5}, "--eta=1.5: expected 0 to 1"),
         ({"eta": float("nan")}, "--eta=nan"),
     ):
         with pytest.raises(InputError, match=words):
-            check_settings("remdm", given)
+            choose_settings("remdm", preset, given)
 
 
 RECORD = {"model": "demo", "labels": [1, 0], "seed": 0}
@@ -195,8 +210,11 @@ def test_a_killed_run_goes_on_to_the_same_pictures(tmp_path):
         "--num_samples=40",
         "--num_steps=3",
         "--sampler=remdm",
-        "--remask=confidence",
+        "--remask=conf",
+        "--t_on=0.7",
+        "--token_temperature=0.9",
         "--guidance_scale=1.5",
+        "--guidance_schedule=rising",
         "--format=npz",
     )
     killed = start(*flags, "--batch_size=1", "--output_dir=killed", cwd=tmp_path)
@@ -228,6 +246,32 @@ def test_a_killed_run_goes_on_to_the_same_pictures(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num_steps=1", "--token_temperature=1e-6"],
+        ["--guidance_scale=2", "--guidance_schedule=rising", "--guidance_power=1.5"],
+        ["--sampler=remdm", "--remask=cap", "--window=loop", "--alpha_on=0.5", "--eta=0.3"],
+    ],
+    ids=["temperature", "guidance", "loop"],
+)
+def test_settings_reach_the_samples_and_the_plan(tmp_path, flags):
+    common = f"--model={MODEL}", "--labels=1", "--num_steps=3", "--format=png", "--output_dir=."
+    process = start(*common, *flags, cwd=tmp_path)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.startswith("4 pictures")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for flag in flags:
+        name, value = flag.removeprefix("--").split("=")
+        if name != "guidance_schedule":
+            assert str(plan[name]) == value or plan[name] == float(value)
+    # In one step, the likeliest ids are the same for all.
+    pictures = {(tmp_path / f"sample_{index:06d}.png").read_bytes() for index in range(4)}
+    assert len(pictures) == (1 if "--num_steps=1" in flags else 4)
+
+
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
@@ -241,6 +285,13 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
             "schedule": (["--schedule=sine"], "cosine"),
             "sampler": (["--sampler=magic"], "halton"),
             "remask": (["--sampler=remdm", "--remask=loop"], "rescale"),
+            "loop": (["--sampler=remdm", "--remask=conf", "--window=loop"], "no id would be"),
+            "token": (["--token_temperature=0"], "--token_temperature=0.0: expected 1e-06 to 100"),
+            "power": (["--guidance_power=2"], "only --guidance_schedule=rising has one"),
+            "no power": (
+                ["--guidance_schedule=rising", "--guidance_power=nan"],
+                "--guidance_power=nan: expected 0 to 100",
+            ),
             "steps": (["--num_steps=0"], "--num_steps=0"),
             "eta": (["--sampler=remdm", "--eta=1.1"], "--eta=1.1"),
             "other's": (["--eta=0.1"], "--sampler=maskgit has no such setting"),

@@ -18,6 +18,7 @@ from maskgit_jax import decoding, schedules
 from maskgit_jax.inference import AttentionInputs, attention_inputs, code_logits
 from maskgit_jax.maskgit import maskgit_predict, maskgit_remask
 from maskgit_jax.model import Model, load_model
+from maskgit_jax.remdm import ReMdm
 from tests.conftest import released
 
 FOLDER = Path(os.environ.get("MASKGIT_GOLDEN", Path(__file__).parent / "golden"))
@@ -114,6 +115,62 @@ def test_maskgit_decoding(model, case):
     for t in range(params["start_iter"], params["num_iter"]):
         state = step(state, t)
         np.testing.assert_array_equal(state.sampled, expected[t], err_msg=f"step {t}")
+
+
+def remdm_params() -> dict[str, dict]:
+    """By case; empty in a folder of before ReMDM."""
+    name = "decode_remdm.npz"
+    return json.loads(str(read(name)["params"])) if (FOLDER / name).exists() else {}
+
+
+@pytest.mark.parametrize("case", remdm_params())
+def test_remdm_posterior(case):
+    """At every step of the published loop's own run.
+
+    Its tokens are no use: they depend on how its noise is laid out. Its schedules are of the share
+    of unmasked ids, at the time that remains; so its cosine is another curve than MaskGIT's.
+    """
+    golden, params = read("decode_remdm.npz"), remdm_params()[case]
+    ids, outputs, logits, doubts, posterior = (
+        golden[f"{case}/{name}"]
+        for name in ("ids", "outputs", "logits", "neg_logprobs", "posterior")
+    )
+    codes, num_steps = params["codebook_size"], params["num_iter"]
+    sampler = ReMdm(
+        params["eta"],
+        # MDLM is ReMDM that masks nothing again.
+        remask=params["strategy"].removeprefix("remdm_").replace("mdlm", "rescale"),
+        schedule={"uniform": "linear", "cosine": "cosine_alpha"}[params["schedule"]],
+    )
+    to_fill = ids[0] == decoding.MASK_ID
+
+    @jax.jit
+    def advance(step, ids, outputs, logits, doubts):
+        chance = sampler.mask_probability(step, num_steps, ids, to_fill, doubts)
+        found = jnp.where(
+            (ids == decoding.MASK_ID)[:, None],
+            jax.nn.softmax(logits),
+            jax.nn.one_hot(ids, codes),
+        )
+        found = jnp.concatenate([(1 - chance)[:, None] * found, chance[:, None]], axis=-1)
+        hide = outputs == decoding.MASK_ID
+        sampled = jnp.where(hide, 0, outputs)
+        return found, sampler.remember(ids, sampled, hide, to_fill, logits, doubts)
+
+    (own,) = sampler.memory(ids[:1])
+    own = own[0]
+    for t in range(num_steps):
+        if sampler.remask == "conf":
+            np.testing.assert_allclose(own[1:], doubts[t, 1:], rtol=1e-5, err_msg=f"step {t}")
+        found, own = advance(t, ids[t], outputs[t], logits[t, :, :codes], own)
+        compared = to_fill
+        if params["strategy"] == "mdlm":
+            # What the file has of unmasked ids was not used: they stay.
+            compared = ids[t] == decoding.MASK_ID
+            np.testing.assert_array_equal(found[to_fill & ~compared, -1], 0)
+        np.testing.assert_allclose(
+            found[compared], posterior[t, compared], rtol=0, atol=1e-5, err_msg=f"step {t}"
+        )
 
 
 def test_structure_score():

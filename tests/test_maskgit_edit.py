@@ -236,6 +236,23 @@ def test_a_sample_depends_on_its_seed_and_index_alone(shallow, batch, method):
         np.testing.assert_array_equal(three, draw(shallow, *batch, "identity"))
 
 
+@pytest.mark.parametrize("method", ["baseline", "context"])
+def test_a_stroke_has_its_token_temperature(shallow, batch, method):
+    kwargs = {"num_steps": 1, "indices": jnp.arange(3)}
+    tokens, guide_ids = (x[jnp.zeros(3, int)] for x in batch)
+    plain = draw(shallow, tokens, guide_ids, method, **kwargs)
+    before = sampling._advance._cache_size()
+    warm, cold = (
+        draw(shallow, tokens, guide_ids, method, token_temperature=value, **kwargs)
+        for value in (1.0, 1e-6)
+    )
+    assert sampling._advance._cache_size() == before
+    np.testing.assert_array_equal(warm, plain)
+    assert np.all(np.any(cold != plain, axis=1))
+    if method == "baseline":  # noise does not matter; what context shows first is random
+        np.testing.assert_array_equal(cold, cold[[1, 2, 0]])
+
+
 @pytest.mark.parametrize(
     "words, method, kwargs",
     [
@@ -243,6 +260,7 @@ def test_a_sample_depends_on_its_seed_and_index_alone(shallow, batch, method):
         ("confidence is 1.5", "tilt", {"confidence": 1.5}),
         ("confidence is nan", "tilt", {"confidence": float("nan")}),
         ("first_step is 4 of 4", "tilt", {"first_step": 4}),
+        ("token_temperature is 0", "tilt", {"token_temperature": 0.0}),
         ("goes with the method 'learned'", "learned", {}),
         ("goes with the method 'learned'", "tilt", {"energy": np.eye(CODES)}),
         ("2x3: the model has 24 codes", "learned", {"energy": np.zeros((2, 3))}),

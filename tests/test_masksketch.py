@@ -220,3 +220,15 @@ def test_batches_and_devices_give_equal_tokens(tiny):
     here = np.concatenate([draw(tiny).ids, draw(tiny, 3).ids])
     np.testing.assert_array_equal(here[8:], here[:3])
     np.testing.assert_array_equal(ids, here)
+
+
+def test_each_sample_has_its_temperature_and_rise_of_guidance(tiny):
+    """Those of 1 and of 0 are as without."""
+    few = {"count": 4, "guidance_scale": 5.0}
+    plain = draw(tiny, **few).ids
+    before = sampling._advance._cache_size()
+    ones = np.float32([1, 1, 1e-6, 1])
+    mixed = draw(tiny, **few, token_temperature=ones, guidance_power=np.float32([0, 3, 0, 0])).ids
+    assert sampling._advance._cache_size() == before
+    differs = np.any(np.asarray(mixed != plain), axis=1)
+    np.testing.assert_array_equal(differs, [False, True, True, False])

@@ -9,9 +9,10 @@ import pytest
 
 import maskgit_jax
 from maskgit_jax import checkpoint
+from maskgit_jax.checkpoint import parameter_shapes
 from maskgit_jax.config import read_config, write_config
 from maskgit_jax.errors import InputError
-from maskgit_jax.model import builtin_folder, load_model, parameter_shapes, with_class_token
+from maskgit_jax.model import builtin_folder, load_model, with_class_token
 from maskgit_jax.tokenizer import Tokenizer
 from maskgit_jax.transformer import Transformer
 

@@ -208,8 +208,8 @@ def test_imagenet(run):
         "from maskgit_jax import sampling\n"
         "findings |= {'compilations': sampling._advance._cache_size()}",
     )
-    # λ_s as released; guidance, mask rates, temperatures, paper weight: the model's presets.
-    assert findings["settings"] == [None, 0.9, 0.3, 1.0, 0.05, 0, 0, 1]
+    # λ_s as released; guidance, mask rates, temperatures, the rest: the model's presets.
+    assert findings["settings"] == [None, 0.9, 0.3, 1.0, 0.05, 0, 0, 1, 1, 0]
     assert (findings["label"], findings["compilations"]) == (0, 1)
     sketch, sheet = pictures(notebook)
     assert sketch.shape == (48, 48, 3)

@@ -22,6 +22,8 @@ RELEASED = {
     "structure_temperature": 0.0,
     "confidence_temperature": 0.0,
     "paper_weight": 1.0,
+    "token_temperature": 1.0,
+    "guidance_power": 0.0,
     "divergence": "jeffreys",
     "num_proposals": 1,
 }
@@ -47,9 +49,13 @@ def test_the_released_settings_are_those_of_the_papers():
     small, large = (model_config(f"imagenet{size}").presets for size in (256, 512))
     assert small["masksketch"] == large["masksketch"] == RELEASED
     assert (small["maskgit"]["num_steps"], large["maskgit"]["num_steps"]) == (8, 12)
-    assert small["edit"] == {"num_steps": 8, "temperature": 4.5}
-    assert large["edit"] == {"num_steps": 12, "temperature": 4.5}
-    assert small["halton"] == {"num_steps": 32, "schedule": "arccos", "sharpness": 1.0}
+    plain = {"temperature": 4.5, "token_temperature": 1.0}
+    assert small["edit"] == {"num_steps": 8, **plain}
+    assert large["edit"] == {"num_steps": 12, **plain}
+    halton = {"num_steps": 32, "schedule": "arccos", "sharpness": 1.0, "token_temperature": 1.0}
+    assert small["halton"] == halton
+    remdm = {"num_steps": 32, "schedule": "linear", "token_temperature": 0.8, "eta": 0.05}
+    assert small["remdm"].items() >= remdm.items() and large["remdm"] == small["remdm"]
 
 
 def test_presets_belong_to_the_model_whatever_it_is_called(tmp_path):
@@ -66,7 +72,7 @@ def test_presets_belong_to_the_model_whatever_it_is_called(tmp_path):
     try:
         record = guidance_flags.read(config).record
         assert {name: record[name] for name in RELEASED} == RELEASED
-        assert edit_sampling.chosen_settings(config, None, None) == (12, 4.5)
+        assert edit_sampling.chosen_settings(config, None, None) == (12, 4.5, 1.0)
         flags.FLAGS(["test", "--sampler=fast"])
         fast = guidance_flags.read(config).record
         assert (fast["num_steps"], fast["num_proposals"], fast["layers"]) == (

@@ -96,7 +96,7 @@ def test_sure_ids_are_hidden_again_less_often():
     assert 0.35 < sharp / others < 0.5
 
 
-def test_the_confidence_remembered_is_that_of_the_step_that_sampled_the_id():
+def test_by_confidence_an_id_is_doubted_by_its_probability_when_it_was_sampled():
     states = trajectories(ReMdm(1.0, "confidence"), BLANK)
     ids, (memory,) = np.asarray(states.ids)[:, 0], states.memory
     probability = [np.asarray(jax.nn.softmax(logits_of(step))) for step in range(NUM_STEPS)]
@@ -105,9 +105,9 @@ def test_the_confidence_remembered_is_that_of_the_step_that_sampled_the_id():
     for step in range(NUM_STEPS - 1):
         visible = ids[step] != MASK_ID
         born = np.where(visible & (step == 0 or ids[step - 1] == MASK_ID), step, born)
-        expected = np.stack(probability)[born, positions, np.maximum(ids[step], 0) % NUM_CODES]
-        seen = visible & (positions > 0)
-        np.testing.assert_allclose(np.asarray(memory)[step, 0][seen], expected[seen], rtol=1e-5)
+        expected = -np.stack(probability)[born, positions, np.maximum(ids[step], 0) % NUM_CODES]
+        expected = np.where(visible & (positions > 0), expected, -np.inf)
+        np.testing.assert_allclose(np.asarray(memory)[step, 0], expected, rtol=1e-5)
     assert len(set(born)) > 2
 
 
@@ -122,8 +122,8 @@ def test_given_ids_stay_and_all_are_filled(remask):
 
 
 def test_probabilities_are_the_paper_s():
-    visible = jnp.array([True, False, True, True])
-    confidence = jnp.array([0.9, 0.5, 0.2, 0.4])
+    unmasked = jnp.array([True, False, True, True])
+    doubts = -jnp.array([0.9, jnp.inf, 0.2, 0.4])
     for now, after in ((0.0, 0.1), (0.2, 0.4), (0.8, 0.9)):
         highest = min(1, (1 - after) / now) if now else 1
         weights = np.exp(-np.array([0.9, 0.2, 0.4]))
@@ -134,7 +134,7 @@ def test_probabilities_are_the_paper_s():
             "confidence": [shared[0], 0, *shared[1:]],
         }.items():
             found = remask_probability(
-                remask, 0.6, jnp.float32(now), jnp.float32(after), visible, confidence
+                remask, 0.6, jnp.float32(now), jnp.float32(after), unmasked, doubts
             )
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -142,5 +142,67 @@ def test_probabilities_are_the_paper_s():
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match="unknown strategy 'loop': expected one of rescale, cap"):
         ReMdm(remask="loop")
+    with pytest.raises(InputError, match="unknown window 'on': expected one of switch, loop"):
+        ReMdm(window="on")
     with pytest.raises(InputError, match="unknown schedule 'sine'"):
         ReMdm(schedule="sine")
+
+
+def test_the_released_rule_shares_without_eta_by_odds_against_each_id():
+    """Of −log p: an id that is masked again still has its part in the softmax."""
+
+    def sigma(now, after, unmasked, doubts):
+        alphas = jnp.float32(now), jnp.float32(after)
+        return remask_probability("conf", 0.1, *alphas, jnp.array(unmasked), jnp.array(doubts))
+
+    # −log p of ids of probability 1/2, 1/4 and 1/8, and one that was never unmasked.
+    doubts = [*np.log([2.0, 4.0, 8.0]), -np.inf]
+    found = sigma(0.8, 0.9, [True, False, True, False], doubts)
+    np.testing.assert_allclose(found, 0.1 / 0.8 * np.array([2, 0, 8, 0]) / 14, rtol=1e-5)
+    # p = 1e-40 has no reciprocal in float32.
+    found = sigma(0.8, 0.9, [True, True, False, False], [92.1, *doubts[1:]])
+    np.testing.assert_allclose(found, [0.125, 0, 0, 0], atol=1e-6)
+    np.testing.assert_array_equal(sigma(0, 0.1, [False] * 4, [-np.inf] * 4), 0)
+
+
+def masked_again(sampler):
+    """In how many runs and places an id is masked again, by step."""
+    hidden = hidden_after(sampler)
+    return [0, *(hidden[1:] & ~hidden[:-1]).sum(axis=(1, 2))]
+
+
+def test_a_window_bounds_when_ids_are_masked_again():
+    # Steps begin at t = 1, 5/6, ..., 1/6; the expected number stays on the schedule.
+    sampler = ReMdm(0.8, t_on=4 / 6, t_off=2 / 6)
+    counts = masked_again(sampler)
+    assert [count > 0 for count in counts] == [False, False, True, True, False]
+    assert_mean(hidden_after(sampler).sum(axis=-1), NUM_IDS * GAMMA[1:-1])
+    assert [count > 0 for count in masked_again(ReMdm(0.8, t_on=0.5))] == [False] * 3 + [True] * 2
+
+
+def test_the_loop_holds_alpha_between_two_runs_of_the_schedule():
+    t_on, t_off, alpha_on, num_steps = 0.55, 0.05, 0.9, 20
+    sampler = ReMdm(
+        0.02, schedule="linear", window="loop", t_on=t_on, t_off=t_off, alpha_on=alpha_on
+    )
+    alpha = jax.vmap(sampler.alpha, in_axes=(0, None, None))
+    found = alpha(jnp.arange(num_steps + 1), num_steps, jnp.int32(64))
+    # As released for text: two lines, and a pause at α_on in between.
+    time = 1 - np.arange(num_steps + 1) / num_steps
+    early, late = (1 - time) * alpha_on / (1 - t_on), 1 - time * (1 - alpha_on) / t_off
+    expected = np.where(time > t_on, early, np.where(time > t_off, alpha_on, late))
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert found[-1] == 1
+
+
+def test_in_the_loop_as_many_ids_are_masked_as_unmasked():
+    sampler = ReMdm(0.5, "cap", window="loop", t_on=4 / 6, t_off=1 / 6, alpha_on=0.75)
+    assert [count > 0 for count in masked_again(sampler)] == [False, False, True, True, True]
+    expected = 1 - 0.75 * (1 - np.cos(np.pi / 4)), 0.25, 0.25, 0.25, 0.25
+    assert_mean(hidden_after(sampler).sum(axis=-1), NUM_IDS * np.array(expected))
+
+
+@pytest.mark.parametrize("remask", ["confidence", "conf"])
+def test_a_loop_that_would_unmask_nothing_is_refused(remask):
+    with pytest.raises(InputError, match=r"no id would be unmasked.*expected 'rescale' or 'cap'"):
+        ReMdm(remask=remask, window="loop")

@@ -7,6 +7,7 @@ from maskgit_jax.schedules import SCHEDULE_NAMES, check_schedule, mask_ratio
 
 FORMULAS = {
     "cosine": lambda r, n: np.cos(np.pi * r / 2),
+    "cosine_alpha": lambda r, n: 1 - np.sin(np.pi * r / 2),
     "arccos": lambda r, n: np.arccos(r) / (np.pi / 2),
     "linear": lambda r, n: 1 - r,
     "square": lambda r, n: 1 - r * r,

@@ -108,6 +108,9 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "proposals": ([*good, "--num_proposals=0"], "--num_proposals=0: expected 1"),
         "sampler": ([*good, "--sampler=faster"], "published|fast"),
         "dtype": ([*good, "--dtype=float16"], "bfloat16"),
+        "token": ([*good, "--token_temperature=inf"], "token_temperature is inf"),
+        "power": ([*good, "--guidance_power=2"], "only --guidance_schedule=rising has one"),
+        "rise": ([*good, "--guidance_schedule=falling"], "constant|rising"),
         "many steps": ([*good, "--num_steps=99999999999"], "--num_steps"),
         "one file": ([good[0], "--label=1", f"--model={tmp_path}/model"], "tokenizer_checkpoint"),
         "onto itself": (

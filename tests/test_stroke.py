@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import stroke_measures
+from experiments.edit_sampling import EditSettings
 from experiments.metrics import mean_and_error
-from experiments.stroke_sampling import read_energy
+from experiments.stroke_sampling import follow_strokes, read_energy
 from experiments.strokes_plot import plot_confidence
 from maskgit_jax import world
 from maskgit_jax.errors import InputError
@@ -89,6 +90,25 @@ def test_a_stroke_becomes_pictures(folder):
 
 
 @pytest.mark.slow
+def test_near_temperature_0_the_likeliest_ids_come(shallow):
+    squares, painted = np.random.default_rng(0).integers(256, size=(2, 1, 8, 8, 3), dtype=np.uint8)
+    samples = follow_strokes(
+        shallow,
+        squares.repeat(2, axis=0),
+        painted.repeat(2, axis=0),
+        np.ones((2, 16), bool),
+        np.array([1, 1]),
+        EditSettings(num_steps=1, temperature=4.5, token_temperature=1e-6),
+        method="baseline",
+        confidence=1.0,
+        energy=None,
+        seed=0,
+        indices=np.array([3, 8]),
+    )
+    np.testing.assert_array_equal(*samples.ids)
+
+
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(folder):
     good = ["--image=photo.png", "--label=ball"]
     stroke = [*good, "--stroke=painted.png", "--mask=mask.png"]
@@ -117,6 +137,7 @@ def test_bad_input_is_one_line_and_status_2(folder):
         "steps": ([*auto, "--num_steps=0"], "--num_steps=0"),
         "samples": ([*auto, "--num_samples=0"], "--num_samples=0"),
         "temperature": ([*auto, "--temperature=-1"], "--temperature=-1"),
+        "token": ([*auto, "--token_temperature=0"], "token_temperature is 0"),
         "seed": ([*auto, "--seed=-1"], "--seed=-1"),
         "model": ([*auto, "--model=imagenet"], "imagenet256"),
     }

@@ -273,3 +273,18 @@ def test_flag_files_are_read(tmp_path):
         assert ended.status is None, ended.errors
         assert ended.output.startswith(f"{counts[name]} items: 10 sketches")
     assert not list(tmp_path.iterdir())
+
+
+def test_temperatures_and_the_rise_of_guidance_are_swept(tmp_path):
+    cases = {
+        "default": ([], ""),
+        "rising": (["--guidance_schedule=rising"], ""),
+        "grid": (
+            ["--guidance_schedule=rising", "--guidance_power=0,1,4", "--token_temperature=0.8,1"],
+            " × 2 token_temperature × 3 guidance_power",
+        ),
+    }
+    flags = {name: [*given, "--dry_run"] for name, (given, _) in cases.items()}
+    for name, ended in run_each("sweep", flags, cwd=tmp_path).items():
+        count = 60 if name == "grid" else 10
+        assert ended.output.startswith(f"{count} items: 10 sketches{cases[name][1]}\n"), ended

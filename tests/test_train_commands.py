@@ -188,7 +188,7 @@ def test_runs_start_from_the_weights_of_a_model(place, start):
     ):
         params = jax.tree.map(
             lambda shape: rng.normal(0, 0.1, shape.shape).astype(np.float32),
-            model.parameter_shapes(module, example),
+            checkpoint.parameter_shapes(module, example),
         )
         checkpoint.write_checkpoint(source / f"{name}_checkpoint", params)
     common = (f"--init_from={source}", "--learning_rate=0", "--num_steps=2", *WORLD)
