@@ -13,7 +13,8 @@ pictures, and by --format
     npz    `samples.npz` as ADM's evaluator and `experiments.score` take it: arr_0, uint8
            [n, H, W, 3], and the labels arr_1, int64
 
-A killed run goes on where it was when the same command is given again.
+A killed run goes on where it was when the same command is given again. With --inception, the
+pictures are scored in the end (docs/imagenet.md).
 """
 
 from pathlib import Path
@@ -28,6 +29,9 @@ from experiments import cli, digests
 from experiments.batches import make_batches
 from experiments.generate_folder import FORMATS, GenerateFolder
 from experiments.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
+from experiments.image_sets import ImageSet
+from experiments.inception import load_inception
+from experiments.scoring import open_images, score
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.decoding import MASK_ID
@@ -81,6 +85,12 @@ _SEED = flags.DEFINE_integer("seed", 0, "With a picture's number, all that it de
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures made together.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "samples", "Folder for the results.")
 _FORMAT = flags.DEFINE_enum("format", "grid", list(FORMATS), "What is written beside grid.png.")
+_INCEPTION = flags.DEFINE_string(
+    "inception", None, "Score the pictures by this network, as experiments.score does."
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "With --inception: real pictures for FID, precision and recall."
+)
 
 
 def main() -> None:
@@ -94,19 +104,40 @@ def main() -> None:
     ):
         if flag.value is not None and not low <= flag.value <= high:
             raise InputError(f"--{flag.name}={flag.value}: expected {low:g} to {high:.0f}")
+    reference = _read_scoring()
     config = model_config(_MODEL.value)
     plan = _read_plan(config)
     folder = GenerateFolder(Path(_OUTPUT_DIR.value))
     record = plan._asdict()
     record |= record.pop("settings") | {"format": _FORMAT.value}
     folder.check(record)  # before anything large is loaded
+    variables = None if _INCEPTION.value is None else load_inception(_INCEPTION.value)
     model = load_model(_MODEL.value)
     folder.open(record | {"weights": digests.of_weights(model)})
     if folder.finished():
         print(f"finished before: look at {folder.path / 'grid.png'}")
-        return
-    _make(model, plan, folder)
+    else:
+        _make(model, plan, folder)
+        _finish(config, plan, folder)
+        print(f"{plan.count} pictures; look at {folder.path / 'grid.png'}")
+    if variables is not None:
+        samples = open_images("output_dir", str(folder.path / "samples.npz"))
+        score(samples, reference, variables, _BATCH_SIZE.value)
 
+
+def _read_scoring() -> ImageSet | None:
+    """The pictures to score against, if any."""
+    if _INCEPTION.value is None:
+        if _REFERENCE.value is not None:
+            raise InputError("--reference without --inception: give the network's weights too")
+        return None
+    if _FORMAT.value != "npz":
+        raise InputError(f"--inception with --format={_FORMAT.value}: give --format=npz")
+    return None if _REFERENCE.value is None else open_images("reference", _REFERENCE.value)
+
+
+def _finish(config: ModelConfig, plan: Plan, folder: GenerateFolder) -> None:
+    """Writes what the finished folder holds."""
     lines = [
         {
             "file": f"sample_{index:06d}.png",
@@ -118,7 +149,6 @@ def main() -> None:
     ]
     columns = len(plan.labels) if 1 < len(plan.labels) <= _COLUMNS_UP_TO else None
     folder.finish(_FORMAT.value, lines, columns)
-    print(f"{plan.count} pictures; look at {folder.path / 'grid.png'}")
 
 
 def _read_plan(config: ModelConfig) -> Plan:

@@ -305,9 +305,54 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
             "output": ([f"--output_dir={tmp_path}/file/out"], "--output_dir"),
             "others' files": ([f"--output_dir={tmp_path}/full"], "holds other files"),
             "argument": (["house"], "house"),
+            "inception": (
+                ["--inception=x.npz"],
+                "--inception with --format=grid: give --format=npz",
+            ),
+            "reference": (["--reference=x.npz"], "--reference without --inception"),
         },
         cwd=tmp_path,
         # All is checked before the model is loaded.
         prepare="generate.load_model = None",
     )
     assert not (tmp_path / "samples").exists()
+
+
+SCORED = """
+import sys
+from experiments import cli, generate, scoring
+from experiments.inception import Inception
+import numpy as np
+
+def embed(variables, images):
+    colours = np.asarray(images, np.float64).mean(axis=(1, 2))
+    return Inception(colours, colours / 8)
+
+generate.load_inception, scoring.embed = lambda source: source, embed
+cli.run(generate.main)
+"""
+
+
+@pytest.mark.slow
+def test_one_command_makes_and_scores(tmp_path):
+    """Again, it scores what is there."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "photos.npz", rng.integers(256, size=(6, 48, 48, 3), dtype=np.uint8))
+    flags = ["--labels=fish", "--num_samples=5", "--num_steps=1", "--format=npz"]
+    flags += ["--inception=weights", "--reference=photos.npz"]
+    printed = []
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "-c", SCORED, *flags],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        printed.append(ended.stdout.splitlines())
+    assert printed[0][0].startswith("5 pictures; look at")
+    assert printed[1][0].startswith("finished before")
+    assert printed[0][1:] == printed[1][1:]
+    names = [line.split(":")[0] for line in printed[0][1:5]]
+    assert names == ["Inception Score", "FID", "precision", "recall"]

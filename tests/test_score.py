@@ -7,13 +7,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import metrics
-from experiments.image_sets import open_image_set, write_adm_npz
+from experiments import metrics, scoring
+from experiments.image_sets import ImageSet, open_image_set, write_adm_npz
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import save_png
+from maskgit_jax.images import save_png, to_float, to_uint8
 from tests.commands import ROOT, run_each
 
 
@@ -127,7 +128,7 @@ def test_export_and_bad_flags(tmp_path):
 # The command with another network: features are mean colours, logits an eighth of them.
 COLOURS = """
 import numpy as np
-from experiments import cli, score
+from experiments import cli, score, scoring
 from experiments.inception import Inception
 
 def embed(variables, images):
@@ -135,7 +136,7 @@ def embed(variables, images):
     colours = np.asarray(images, np.float64).mean(axis=(1, 2))
     return Inception(colours, colours / 8)
 
-score.load_inception, score.embed = lambda source: source, embed
+score.load_inception, scoring.embed = lambda source: source, embed
 cli.run(score.main)
 """
 
@@ -170,3 +171,16 @@ def test_scores_are_those_of_the_pictures(tmp_path):
     assert found == {name: pytest.approx(value, rel=1e-2) for name, value in expected.items()}
     assert expected["recall"] < 0.5 < expected["precision"]
     assert lines[4] == "18 samples, 34 of the reference"
+
+
+def test_round_trip_is_the_tokenizer_s(tiny):
+    images = np.random.default_rng(1).integers(256, size=(5, 8, 8, 3), dtype=np.uint8)
+    given = ImageSet(5, (8, 8), lambda n: (images[i : i + n] for i in range(0, 5, n)))
+    found = np.concatenate(list(scoring.round_trip(given, tiny).batches(2)))
+    expected = [
+        to_uint8(np.asarray(tiny.decode(tiny.encode(jnp.asarray(to_float(image))[None]))[0]))
+        for image in images
+    ]
+    assert np.abs(found.astype(int) - np.stack(expected)).max() <= 1
+    with pytest.raises(InputError, match="--samples are 9x8: the model's pictures are 8x8"):
+        scoring.round_trip(given._replace(size=(9, 8)), tiny)
