@@ -6,6 +6,7 @@ A manifest lists every parameter path of such a file with its shape and dtype.
 
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -31,16 +32,18 @@ CHECKSUMS = "checksums.json"
 
 _FETCH_AGAIN = "fetch or copy the file again"
 _BLOCK = 1 << 20
+_SLACK = 64 << 20
+"""Bytes that a checkpoint may have above its numbers: names, headers."""
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Params:
+def read_checkpoint(path: str | os.PathLike[str], most: int | None = None) -> Params:
     """Returns the nested dict of read-only numpy arrays under 'params' in a released-format file.
 
-    Raises `InputError` if the file is missing, a folder, unreadable, empty, cut short, followed by
-    other data, a web page, not msgpack, msgpack of something else than `{'params': arrays}`, or
-    not what the folder's checksums say.
+    Raises `InputError` if the file is missing, a folder, unreadable, larger than `most` bytes,
+    empty, cut short, followed by other data, a web page, not msgpack, msgpack of something else
+    than `{'params': arrays}`, or not what the folder's checksums say.
     """
-    data = _read_bytes(path)
+    data = _read_bytes(path, most)
     # The hash last: other lines say more about what is wrong.
     params = parse_checkpoint(data, source=str(path))
     check_checksum(Path(path), hashlib.sha256(data).hexdigest())
@@ -253,9 +256,22 @@ def check_params(params: Mapping[str, Any], manifest: Manifest, *, source: str) 
         )
 
 
-def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+def largest_file(manifest: Manifest) -> int:
+    """Bytes that a checkpoint of these parameters has at most."""
+    sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in manifest.values())
+    return sum(sizes) + _SLACK
+
+
+def _read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    path = Path(path)
     try:
-        return Path(path).read_bytes()
+        size = path.stat().st_size
+        if most is not None and size > most:
+            raise InputError(
+                f"{path} has {size} bytes; expected at most {most}: it is no checkpoint of this "
+                f"model; {_FETCH_AGAIN}"
+            )
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a file; check the path") from None
     except IsADirectoryError:

@@ -362,11 +362,12 @@ class _SafetensorsFile(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-def open_weights(path: Path) -> list[Weights]:
+def open_weights(path: Path, config: ModelConfig) -> list[Weights]:
     """What a file holds of a model; which kind of file and which half is told by its contents.
 
     Args:
       path: a PyTorch file (`torch_files`), a .safetensors file, or one in the released format.
+      config: of the model; larger files than it has are not read.
 
     Returns:
       One or both halves.
@@ -374,7 +375,7 @@ def open_weights(path: Path) -> list[Weights]:
     Raises:
       InputError: it cannot be read, is damaged, or holds neither half under known names.
     """
-    arrays = _open_arrays(path)
+    arrays = _open_arrays(path, config)
     found = [
         (kind, layout)
         for layout, kinds in LAYOUTS.items()
@@ -391,7 +392,7 @@ def open_weights(path: Path) -> list[Weights]:
     return [Weights(kind, layout, arrays, path, kinds) for kind, layout in found]
 
 
-def _open_arrays(path: Path) -> Arrays:
+def _open_arrays(path: Path, config: ModelConfig) -> Arrays:
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -410,7 +411,11 @@ def _open_arrays(path: Path) -> Arrays:
         )
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
         return _SafetensorsFile(path)
-    return flatten_dict(checkpoint.read_checkpoint(path), sep=".")
+    most = max(
+        checkpoint.largest_file(checkpoint.manifest_of(model_shapes(kind, config)))
+        for kind in KINDS
+    )
+    return flatten_dict(checkpoint.read_checkpoint(path, most), sep=".")
 
 
 def find_weights(
@@ -433,7 +438,7 @@ def find_weights(
     """
     found: dict[str, Weights] = {}
     for path in _files(sources):
-        for weights in open_weights(path):
+        for weights in open_weights(path, config):
             first = found.setdefault(weights.kind, weights)
             if first is not weights and compare(first, weights, config).names:
                 raise InputError(

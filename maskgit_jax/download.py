@@ -6,7 +6,6 @@ format stands behind it, and is converted (see `conversion`).
 
 import contextlib
 import http.client
-import math
 import os
 import re
 import sys
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -26,6 +24,7 @@ from maskgit_jax.cache import cache_folder
 from maskgit_jax.checkpoint import (
     Manifest,
     check_params,
+    largest_file,
     parse_checkpoint,
     read_manifest,
     record_checksum,
@@ -69,8 +68,6 @@ _TIMEOUT_S = 30.0
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0)
 """Seconds before each attempt to receive a file."""
 _BLOCK = 1 << 20
-_SLACK = 64 << 20
-"""Bytes that a file may have above its numbers: names and headers."""
 
 
 class _CutError(Exception):
@@ -214,7 +211,7 @@ def _fetch_file(
         url = source.url(kind, name)
         part = folder / f"{kind}{source.suffix}.part"
         try:
-            _download(url, part, most=_size_of(manifest) + _SLACK)
+            _download(url, part, most=largest_file(manifest))
             _install(part, target, url, kind, source, manifest, config)
             return
         except _SourceError as error:
@@ -253,15 +250,10 @@ def _install(
 
 
 def _convert(part: Path, kind: str, config: ModelConfig) -> conversion.Params:
-    for weights in conversion.open_weights(part):
+    for weights in conversion.open_weights(part, config):
         if weights.kind == kind:
             return conversion.read_weights(weights, config)
     raise InputError(f"no {kind} in it")
-
-
-def _size_of(manifest: Manifest) -> int:
-    """Bytes of a checkpoint's numbers."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in manifest.values())
 
 
 def _download(url: str, part: Path, most: int) -> None:

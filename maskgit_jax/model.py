@@ -148,16 +148,16 @@ def _load_params(folder: Path, kind: str, config: ModelConfig) -> Any:
     both = folder / conversion.SAFETENSORS
     if both.is_file() and not path.exists():
         checkpoint.check_checksum(both)
-        weights = {weights.kind: weights for weights in conversion.open_weights(both)}
+        weights = {weights.kind: weights for weights in conversion.open_weights(both, config)}
         if kind not in weights:
             raise InputError(f"{both} holds no {kind}: convert the model again")
         params = conversion.read_weights(weights[kind], config)
     else:
-        params = checkpoint.read_checkpoint(path)
+        expected = checkpoint.manifest_of(conversion.model_shapes(kind, config))
+        params = checkpoint.read_checkpoint(path, checkpoint.largest_file(expected))
         # The configuration is what the code would run; the file decides whether that is true.
         if kind == "maskgit":
             _check_heads(path, params, config.transformer.num_heads)
-        expected = checkpoint.manifest_of(conversion.model_shapes(kind, config))
         checkpoint.check_params(params, expected, source=str(path))
     return jax.tree.map(jnp.asarray, params)
 

@@ -164,7 +164,8 @@ def test_compare_counts_what_differs(tmp_path, config):
     params["Embed_0"]["embeddings_ln"]["scale"][0] += 1
     checkpoint.write_checkpoint(tmp_path / "other", params)
     one, other = (
-        conversion.open_weights(path)[0] for path in (SAMPLES / "maskgit.ckpt", tmp_path / "other")
+        conversion.open_weights(path, config)[0]
+        for path in (SAMPLES / "maskgit.ckpt", tmp_path / "other")
     )
     found = conversion.compare(one, other, config)
     assert found.count == 73
@@ -176,18 +177,18 @@ def test_compare_counts_what_differs(tmp_path, config):
         conversion.find_weights([SAMPLES / "maskgit.ckpt", tmp_path / "other", tokenizer], config)
 
 
-def changed(path, change):
+def changed(path, config, change):
     """A sample with its arrays changed."""
-    arrays = dict(conversion.open_weights(SAMPLES / "maskgit_muse.bin")[0].arrays)
+    arrays = dict(conversion.open_weights(SAMPLES / "maskgit_muse.bin", config)[0].arrays)
     change(arrays)
     return write_torch(path, arrays)
 
 
 def test_faulty_arrays_are_named(tmp_path, config):
     def error(change):
-        path = changed(tmp_path / "x.bin", change)
+        path = changed(tmp_path / "x.bin", config, change)
         with pytest.raises(InputError) as caught:
-            conversion.read_weights(conversion.open_weights(path)[0], config)
+            conversion.read_weights(conversion.open_weights(path, config)[0], config)
         assert str(caught.value).isprintable()
         return str(caught.value)
 
@@ -244,6 +245,9 @@ def test_command_refuses(tmp_path):
     half = {"quantizer.codebook.weight": np.zeros((3, 2), np.float16)}
     safetensors.numpy.save_file(half, tmp_path / "float16.safetensors")
     write_torch(tmp_path / "judge.ckpt", {"fc.weight": np.zeros((2, 2), np.float32)})
+    with (tmp_path / "large").open("wb") as file:  # sparse
+        file.write(b"\x81\xa6params")
+        file.truncate(20 << 30)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("keep")
     (tmp_path / "empty").mkdir()
@@ -269,6 +273,7 @@ def test_command_refuses(tmp_path):
             "flipped": (source("flipped.ckpt"), "flipped.ckpt is not a whole PyTorch file"),
             "hostile": (source("hostile.ckpt"), "hostile.ckpt holds 'posix.system'"),
             "old": (source("old.pt"), "old.pt is a bare pickle, as torch.save wrote before"),
+            "large": (source("large"), "large has 21474836480 bytes; expected at most"),
             "text": (source("text.ckpt"), "text.ckpt is not a whole Flax checkpoint"),
             "safetensors": (source("half.safetensors"), "not a whole .safetensors file"),
             "float16": (source("float16.safetensors"), "as F16; expected float32"),
