@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from guidance.pallas_streaming import attend_and_compare_pallas
 from guidance.streaming import attend_and_compare
+from tests.precision import products
 
 LENGTH, HEADS, WIDTH = 40, 2, 8
 DIVERGENCES = ("jeffreys", "cross_entropy")
@@ -115,6 +116,14 @@ def test_half_precision_inputs_lose_nothing_on_the_way(cases):
         assert attention.dtype == jnp.bfloat16
         np.testing.assert_allclose(attention, expected_attention, rtol=0.01, atol=0.01)
         np.testing.assert_allclose(distance, expected_distance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [7, 100])
+def test_logits_are_exact_on_every_backend(cases, block_size):
+    """Two products give the logits; the third, of weights and values, is not compared."""
+    call = functools.partial(attend_and_compare, block_size=block_size)
+    exact = [exact for _, exact in products(call, *cases["random"])]
+    assert sorted(exact) == [False, True, True]
 
 
 def test_no_map_is_held():
