@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -97,6 +98,31 @@ def test_it_lowers_for_accelerators_at_full_size(platform, target, dtype, monkey
     assert lowered.count(target) in (1, 2)  # the same call may be a function called twice
     attention, distance = jax.tree.leaves(traced.out_info)
     assert (attention.dtype, distance.dtype) == (dtype, jnp.float32)
+
+
+@pytest.mark.slow
+def test_tpu_kernels_are_divided_between_devices():
+    """The compiler cannot do it: it ends with an error, unless each device is given its share."""
+    program = (
+        "import jax, jax.numpy as jnp\n"
+        "from guidance import fused\n"
+        "from maskgit_jax.devices import spread_over_devices\n"
+        "fused._platform = lambda: 'tpu'\n"
+        "inputs = spread_over_devices([jnp.zeros((4, 65, 2, 8))] * 5)\n"
+        "traced = jax.jit(jax.vmap(fused.attend_and_compare_fused)).trace(*inputs)\n"
+        "print(traced.lower(lowering_platforms=('tpu',)).as_text())\n"
+    )
+    flag = "--xla_force_host_platform_device_count=2"
+    lowered = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert lowered.returncode == 0, lowered.stderr
+    # Two samples of two or three values' heads on each.
+    assert "tensor<2x6x128x8xf32>" in lowered.stdout and "tensor<2x4x128x8xf32>" in lowered.stdout
 
 
 def test_no_kernel_is_imported_with_the_structure_distance():
