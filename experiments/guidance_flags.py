@@ -10,6 +10,7 @@ from guidance.structure import (
     KERNELS,
     StructureSettings,
     check_divergence,
+    check_kernel,
     check_settings,
     layer_weights,
 )
@@ -71,7 +72,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("num_proposals", None, "Samples drawn in each step; the nearest ids are kept.")
 flags.DEFINE_enum(
-    "kernel", "jnp", list(KERNELS), "pallas: attention and divergence in one kernel on TPU and GPU."
+    "kernel", "jnp", list(KERNELS), "fused: JAX's fused attention on TPU and GPU; experimental."
 )
 flags.DEFINE_string("divergence", None, "jeffreys, or cross_entropy (the released code's).")
 flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
@@ -173,6 +174,7 @@ def read_grid(config: ModelConfig) -> GridFlags:
     if not 0 <= given.seed < 2**32:
         raise InputError(f"--seed={given.seed}: expected 0 to {2**32 - 1}")
     check_divergence(choices.divergence)
+    check_kernel(choices.kernel, choices.divergence)
     for setting in combinations(values):
         check_settings(structure_settings(setting, config.transformer.num_layers))
     return GridFlags(values, choices)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from guidance import masksketch
 from guidance.structure import StructureSettings
@@ -85,7 +85,7 @@ def schedule_lambda(first: float, last: float) -> Rule:
             }
             run.guide = run.guide._replace(settings=settings._replace(**shares))
             run.advance(step)
-        return _made(run.state.sampled[:, 1:], batch.num_steps)
+        return _made(run.sampled[:, 1:], batch.num_steps)
 
     return rule
 
@@ -93,12 +93,12 @@ def schedule_lambda(first: float, last: float) -> Rule:
 def best_seen(batch: Batch) -> Made:
     """Of each sample's steps, the ids of least distance instead of the last."""
     run = _Run(batch)
-    best, least = jnp.zeros_like(batch.tokens), jnp.full(len(batch.tokens), jnp.inf)
+    best, least = np.zeros(batch.tokens.shape, np.int32), np.full(len(batch.tokens), np.inf)
     for step in range(batch.num_steps):
         run.advance(step)
-        distance = jnp.mean(run.state.memory[0][:, 1:], axis=1)
-        best = jnp.where((distance < least)[:, None], run.state.sampled, best)
-        least = jnp.minimum(distance, least)
+        distance = np.mean(run.distances[:, 1:], axis=1)
+        best = np.where((distance < least)[:, None], run.sampled, best)
+        least = np.minimum(distance, least)
     return _made(best[:, 1:], batch.num_steps)
 
 
@@ -111,9 +111,9 @@ def stop_early(batch: Batch) -> Made:
     going = np.ones(len(ids), bool)
     for step in range(batch.num_steps):
         run.advance(step)
-        ids[going] = np.asarray(run.state.sampled)[going]
+        ids[going] = run.sampled[going]
         steps[going] += 1
-        now = np.asarray(run.state.ids) == MASK_ID
+        now = run.masked
         kept = np.sum(now & hidden, axis=1) / np.maximum(np.sum(now, axis=1), 1)
         calm = np.where(kept >= _STABLE, calm + 1, 0)
         hidden = now
@@ -133,25 +133,31 @@ def evolve(batch: Batch) -> Made:
     for step in range(batch.num_steps):
         run.advance(step)
         run.state = _recombine(run.state)
-    return _made(run.state.sampled[::POPULATION, 1:], batch.num_steps)
+    return _made(run.sampled[::POPULATION, 1:], batch.num_steps)
 
 
 @jax.jit
 def _recombine(state: DecodeState) -> DecodeState:
-    (distances,) = state.memory
+    # What fills up the devices' shares is no whole population, and nobody looks at it.
+    rows = len(state.sampled) // POPULATION * POPULATION
+    distances = state.memory[0][:rows]
     side = round((distances.shape[1] - 1) ** 0.5)
     maps = distances[:, 1:].reshape(-1, side, side)
     padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="edge")
     around = sum(padded[:, i : i + side, j : j + side] for i in range(3) for j in range(3))
     nearest = jnp.argmin(around.reshape(-1, POPULATION, side**2), axis=1)
-    members = state.sampled[:, 1:].reshape(-1, POPULATION, side**2)
+    members = state.sampled[:rows, 1:].reshape(-1, POPULATION, side**2)
     child = jnp.take_along_axis(members, nearest[:, None], axis=1)[:, 0]
-    sampled = state.sampled.at[:, 1:].set(jnp.repeat(child, POPULATION, axis=0))
+    sampled = state.sampled.at[:rows, 1:].set(jnp.repeat(child, POPULATION, axis=0))
     return state._replace(ids=jnp.where(state.ids == MASK_ID, MASK_ID, sampled), sampled=sampled)
 
 
 class _Run:
-    """A batch between two steps, on one device."""
+    """A batch between two steps, spread over the devices.
+
+    `state` and `guide` have rows that fill up the devices' shares; what is read from here has the
+    batch's alone.
+    """
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -173,6 +179,21 @@ class _Run:
             last_step=step + 1,
         )
 
+    @property
+    def sampled(self) -> Int[np.ndarray, "B S"]:
+        """The newest samples."""
+        return np.asarray(self.state.sampled)[: len(self.batch.tokens)]
+
+    @property
+    def masked(self) -> Bool[np.ndarray, "B S"]:
+        """Where the next step is shown a mask."""
+        return np.asarray(self.state.ids)[: len(self.batch.tokens)] == MASK_ID
+
+    @property
+    def distances(self) -> Float[np.ndarray, "B S"]:
+        """The newest samples' distances, token by token."""
+        return np.asarray(self.state.memory[0])[: len(self.batch.tokens)]
+
 
 def _populated(batch: Batch) -> Batch:
     rows = jnp.repeat(jnp.arange(len(batch.tokens)), POPULATION)
@@ -181,5 +202,5 @@ def _populated(batch: Batch) -> Batch:
     return batch._replace(tokens=batch.tokens[rows], indices=indices)
 
 
-def _made(ids: Int[Array, "B N"], num_steps: int) -> Made:
+def _made(ids: Int[Array | np.ndarray, "B N"], num_steps: int) -> Made:
     return Made(np.asarray(ids), np.full(len(ids), float(num_steps)))

@@ -66,7 +66,7 @@ def main() -> None:
 
     judge = Judge()
     key = seed_key(_SEED.value)
-    params = judge.init(key, batch_at(0)[0])["params"]
+    params = jax.jit(judge.init)(key, batch_at(0)[0])["params"]
     optimizer = training.make_optimizer(
         _LEARNING_RATE.value, _NUM_STEPS.value, min(100, _NUM_STEPS.value // 2), 1e-4
     )

@@ -16,6 +16,7 @@ from guidance.structure import (
     Target,
     TracedSettings,
     check_divergence,
+    check_kernel,
     hide_start,
     least_distance_draw,
     structure_distance,
@@ -229,9 +230,11 @@ def sample(
       steps_per_call: steps between two calls of `progress`.
 
     Raises:
-      InputError: a setting out of its range, no steps, more layer weights than layers.
+      InputError: a setting out of its range, no steps, more layer weights than layers, a kernel
+        that does not have the divergence.
     """
     check_divergence(divergence)
+    check_kernel(kernel, divergence)
     schedules.check_schedule(schedule)
     layers, weights = model.config.transformer.num_layers, np.shape(settings.layer_weights)[-1]
     if weights > layers:

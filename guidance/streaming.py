@@ -120,8 +120,18 @@ def attend_and_compare(
 
 
 def logits(query: Float[Array, "*b i d"], key: Float[Array, "*b j d"]) -> Float[Array, "*b i j"]:
-    """Rows of an attention map before the softmax, in float32."""
-    return jnp.einsum("...id,...jd->...ij", query, key, preferred_element_type=jnp.float32)
+    """Rows of an attention map before the softmax, in float32.
+
+    At the highest precision whatever the backend's default: distances decide which ids are masked,
+    and which proposal's are kept.
+    """
+    return jnp.einsum(
+        "...id,...jd->...ij",
+        query,
+        key,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
 
 
 def of_no_keys(shape: tuple[int, ...]) -> Statistics:

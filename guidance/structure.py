@@ -3,6 +3,7 @@
 MaskSketch (arXiv:2302.05496), sections 3.2 and 3.3.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from guidance.pallas_streaming import attend_and_compare_pallas
+from guidance.fused import attend_and_compare_fused
 from guidance.streaming import attend_and_compare
 from maskgit_jax import schedules
 from maskgit_jax.decoding import (
@@ -31,16 +32,26 @@ DIVERGENCES = KNOBS["masksketch"]["divergence"]
 """How rows of attention maps are compared: the paper's way, and the released code's, which is the
 Jeffreys divergence and both rows' entropies and so also punishes diffuse attention."""
 
-
-KERNELS = {"jnp": attend_and_compare, "pallas": attend_and_compare_pallas}
-"""What computes a compared layer's attention; "pallas" is one kernel on TPU and GPU, "jnp"
-elsewhere."""
+KERNELS = ("jnp", "fused")
+"""What computes a compared layer's attention and divergence: `streaming`, or `fused`, the fused
+attention that comes with JAX for TPUs and GPUs (experimental: it has not run on one yet)."""
 
 
 def check_divergence(name: str) -> None:
     """Raises InputError for a name that is none of `DIVERGENCES`."""
     if name not in DIVERGENCES:
         raise InputError(f"unknown divergence {name!r}: expected one of {', '.join(DIVERGENCES)}")
+
+
+def check_kernel(name: str, divergence: str) -> None:
+    """Raises InputError for a name that is none of `KERNELS`, or without that divergence."""
+    if name not in KERNELS:
+        raise InputError(f"unknown kernel {name!r}: expected one of {', '.join(KERNELS)}")
+    if name == "fused" and divergence != "jeffreys":
+        raise InputError(
+            f"the kernel fused has no divergence {divergence}: choose the divergence jeffreys, or "
+            "the kernel jnp"
+        )
 
 
 def layer_weights(layers: Sequence[int] | None, num_layers: int) -> Float[np.ndarray, "L"]:
@@ -111,14 +122,22 @@ def structure_distance(
       target: what they are compared with.
       used_layers: false where no sample of the batch weighs a layer: not compared there.
       divergence: one of `DIVERGENCES`.
-      kernel: one of `KERNELS`.
+      kernel: one of `KERNELS`; "fused" has the divergence "jeffreys" alone.
+
+    Raises:
+      InputError: no such kernel, or not with this divergence.
     """
+    check_kernel(kernel, divergence)
+    if kernel == "fused":
+        attend_and = attend_and_compare_fused
+    else:
+        attend_and = functools.partial(attend_and_compare, divergence=divergence)
 
     def attend(given, *heads):
         sketch, weight, used = given
 
         def compare():
-            mixed, distance = KERNELS[kernel](*heads, *sketch, divergence=divergence)
+            mixed, distance = attend_and(*heads, *sketch)
             return mixed, weight * jnp.mean(distance, axis=0)
 
         def pass_by():

@@ -29,6 +29,10 @@ def copy_to_devices(tree: Any) -> Any:
     return jax.device_put(tree, _sharding())
 
 
+def device_mesh() -> jax.sharding.Mesh:
+    """The local devices along one axis, of samples."""
+    return jax.sharding.Mesh(jax.local_devices(), ("samples",))
+
+
 def _sharding(*axes: str) -> NamedSharding:
-    mesh = jax.sharding.Mesh(jax.local_devices(), ("samples",))
-    return NamedSharding(mesh, PartitionSpec(*axes))
+    return NamedSharding(device_mesh(), PartitionSpec(*axes))

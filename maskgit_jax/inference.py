@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from maskgit_jax.transformer import (
     Attention,
@@ -117,7 +117,7 @@ def code_logits(
     params: dict[str, Any],
     ids: Int[Array, "*b S"],
     guide_ids: Int[Array, "*b S"] | None = None,
-) -> Float[Array, "*b S K"]:
+) -> Float32[Array, "*b S K"]:
     """The transformer's logits over the image codes, in float32; the others are not computed."""
     config = transformer.config
 
@@ -130,7 +130,7 @@ def code_logits(
     words = params["Embed_0"]["word_embeddings"]["embedding"][codes]
     head = params["MlmLayer_0"]
     head = head | {"mlm_bias": {"bias": head["mlm_bias"]["bias"][codes]}}
-    return MlmLayer(config).apply({"params": head}, x, words).astype(jnp.float32)
+    return MlmLayer(config).apply({"params": head}, x, words)
 
 
 def attention_inputs(

@@ -21,7 +21,14 @@ from maskgit_jax.transformer import Transformer
 _BUILTIN = ("demo",)
 
 DTYPES = ("float32", "bfloat16")
-"""What the transformer can compute in."""
+"""What the transformer can compute in.
+
+Its dense products run at the backend's default precision, which for float32 is TF32 on GPUs and
+bfloat16 on TPUs: ids are drawn at random from its logits, and all that is lost is what bfloat16
+weights lose. `JAX_DEFAULT_MATMUL_PRECISION=highest` multiplies in full float32. What chooses ids
+without chance, the tokenizer's encoder (see `tokenizer`) and the structure distance's attention
+logits, always does.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

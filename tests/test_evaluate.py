@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,13 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def write_random_model(folder: Path, **changes) -> Path:
-    """A model of the demo's format with random weights: two small layers, 48 pixels, 36 ids."""
+def write_random_model(
+    folder: Path, transformer: Any = None, tokenizer: Any = None, **changes
+) -> Path:
+    """A model of the demo's format with random weights: two small layers, 48 pixels, 36 ids.
+
+    Changes of the transformer's and the tokenizer's settings, and of the others.
+    """
     settings = json.loads((builtin_folder("demo") / "config.json").read_text())
     settings["transformer"] |= {
         "codebook_size": 16,
@@ -39,6 +45,7 @@ def write_random_model(folder: Path, **changes) -> Path:
         "num_heads": 2,
         "intermediate_size": 16,
         "sequence_length": 37,
+        **(transformer or {}),
     }
     settings["tokenizer"] |= {
         "image_size": 48,
@@ -47,14 +54,16 @@ def write_random_model(folder: Path, **changes) -> Path:
         "channel_multipliers": [1, 1, 1, 1],
         "embedding_dim": 4,
         "codebook_size": 16,
+        **(tokenizer or {}),
     }
     settings |= changes
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings))
     cfg = config.read_config(folder / "config.json")
+    side, length = cfg.tokenizer.image_size, cfg.transformer.sequence_length
     for name, module, example in (
-        ("tokenizer", Tokenizer(cfg.tokenizer), jnp.zeros((1, 48, 48, 3))),
-        ("maskgit", Transformer(cfg.transformer), jnp.zeros((1, 37), jnp.int32)),
+        ("tokenizer", Tokenizer(cfg.tokenizer), jnp.zeros((1, side, side, 3))),
+        ("maskgit", Transformer(cfg.transformer), jnp.zeros((1, length), jnp.int32)),
     ):
         params = jax.jit(module.init)(jax.random.key(0), example)["params"]
         checkpoint.write_checkpoint(folder / f"{name}_checkpoint", params)

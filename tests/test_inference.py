@@ -59,6 +59,23 @@ def test_bfloat16_is_near_and_gives_float32_logits(tiny):
     assert 1e-4 < error < 0.05
 
 
+def test_the_head_keeps_float32_of_bfloat16_weights(tiny):
+    """Product and bias are float64's to seven digits; bfloat16 has three and makes codes tie."""
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), released(tiny))
+    rng = np.random.default_rng(0)
+    bias = jnp.asarray(rng.normal(size=params["MlmLayer_0"]["mlm_bias"]["bias"].shape), "bfloat16")
+    params["MlmLayer_0"] |= {"mlm_bias": {"bias": bias}}
+    ids = jnp.array([24, *range(8), *[-1] * 8])
+
+    apply = functools.partial(tiny.transformer.apply, capture_intermediates=True)
+    logits, states = jax.jit(apply)({"params": params}, ids)
+    (states,) = states["intermediates"]["MlmLayer_0"]["mlm_ln"]["__call__"]
+    words = np.asarray(params["Embed_0"]["word_embeddings"]["embedding"], np.float64)
+    expected = np.asarray(states, np.float64) @ words.T + np.asarray(bias, np.float64)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
+
+
 def summed(model, depth):
     """A function of ids: each token's Σ |query|² + |key|² over the first layers."""
 

@@ -105,6 +105,10 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "batch": ([*good, "--batch_size=0"], "--batch_size=0"),
         "seed": ([*good, "--seed=-1"], "--seed=-1"),
         "divergence": ([*good, "--divergence=kl"], "jeffreys"),
+        "kernel": (
+            [*good, "--kernel=fused", "--divergence=cross_entropy"],
+            "the kernel fused has no divergence cross_entropy",
+        ),
         "proposals": ([*good, "--num_proposals=0"], "--num_proposals=0: expected 1"),
         "sampler": ([*good, "--sampler=faster"], "published|fast"),
         "dtype": ([*good, "--dtype=float16"], "bfloat16"),

@@ -26,15 +26,20 @@ def batch(tiny, count=4, **overrides) -> Batch:
 
 
 def test_a_child_takes_each_place_from_the_member_that_is_nearest_around_it():
-    """Member 1 is near in the left half, member 2 in the right; hidden ids stay hidden."""
-    members = jnp.broadcast_to(10 * (1 + jnp.arange(POPULATION))[:, None], (POPULATION, 37))
+    """Member 1 is near in the left half, member 2 in the right; hidden ids stay hidden.
+
+    A row more, as devices whose number does not divide the rows are given, stays as it is.
+    """
+    rows = POPULATION + 1
+    members = jnp.broadcast_to(10 * (1 + jnp.arange(rows))[:, None], (rows, 37))
     left = jnp.concatenate([jnp.array([False]), jnp.tile(jnp.arange(6) < 3, 6)])
-    distances = jnp.ones((POPULATION, 37))
+    distances = jnp.ones((rows, 37))
     distances = distances.at[1].set(jnp.where(left, 0.0, 2.0)).at[2].set(jnp.where(left, 2.0, 0.0))
     ids = members.at[3, 5].set(-1)
     state = steps_variants._recombine(DecodeState(ids, members, None, (distances,)))
-    child = np.asarray(state.sampled[:, 1:]).reshape(POPULATION, 6, 6)
+    child = np.asarray(state.sampled[:POPULATION, 1:]).reshape(POPULATION, 6, 6)
     assert np.all(child[:, :, :2] == 20) and np.all(child[:, :, 4:] == 30)
+    np.testing.assert_array_equal(state.sampled[POPULATION], members[POPULATION])
     np.testing.assert_array_equal(state.ids, state.sampled.at[3, 5].set(-1))
 
 
