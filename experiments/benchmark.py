@@ -89,7 +89,8 @@ def _batch_sizes() -> list[int]:
 def _case(model: str, batch: int) -> tuple[dict[str, Any], Job]:
     """What is measured, for the results and for the processes; its figures are yet to come."""
     flags.FLAGS.model = model  # the flags' defaults depend on it
-    guided = guidance_flags.read(model_config(model))
+    config = model_config(model)
+    guided = guidance_flags.read(config)
     for name, value in ABSENT.items():
         if "plain" in _VARIANTS.value and getattr(guided.settings, name) != value:
             raise InputError(f"--{name}: the plain variant has none; give --variants=ours")

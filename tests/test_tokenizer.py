@@ -15,7 +15,7 @@ SKETCHES = Path(__file__).parents[1] / "experiments" / "sketches"
 
 def test_ids_are_the_same_where_products_are_rounded_by_default():
     """The sample sketches' ids, with bfloat16 factors wherever a TPU would take them."""
-    config = model_config("demo").tokenizer
+    config = model_config("demo")
     tokenizer, params = load_tokenizer(builtin_folder("demo"), config)
     files = sorted(SKETCHES.glob("*.png"))
     pictures = jnp.asarray([to_float(fit_image(read_image(file), 48)) for file in files])
