@@ -82,6 +82,8 @@ def read_sweep(folder: epath.Path) -> Sweep:
 def read_results(folder: epath.Path) -> list[Line]:
     """The finished items in the plan's order, of all hosts; without a torn last line.
 
+    What is not known of one is NaN.
+
     Raises:
       InputError: a damaged line.
     """
@@ -94,11 +96,13 @@ def read_results(folder: epath.Path) -> list[Line]:
         for text in data[: data.rfind(b"\n") + 1].splitlines():
             try:
                 line = json.loads(text)
-                lines[line["item"]] = line
+                number = line["item"]
             except (ValueError, TypeError, KeyError):
                 raise InputError(
                     f"{file} is damaged: {text[:40]!r}… is no line of a sweep; delete that line"
                 ) from None
+            # Null stands for a number that was not finite.
+            lines[number] = {k: np.nan if v is None else v for k, v in line.items()}
     return [lines[item] for item in sorted(lines)]
 
 
@@ -172,7 +176,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer.writerow([*rows[0].setting, "num_items", "num_sketches", *heads])
     for row in rows:
         numbers = [x for name in names for x in measure(row, name)]
-        cells = ["" if np.isnan(x) else f"{x:.6g}" for x in numbers]
+        cells = ["" if not np.isfinite(x) else f"{x:.6g}" for x in numbers]
         writer.writerow([*row.setting.values(), row.num_items, row.num_sketches, *cells])
     return text.getvalue()
 
