@@ -14,7 +14,6 @@ how well the distance tells the first from the others, as area under the ROC cur
 A model of other classes than the demo world's gets no table.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -30,7 +29,6 @@ from tqdm import tqdm
 from experiments import cli
 from experiments.attention_figures import draw_attention, draw_distances
 from experiments.attention_maps import (
-    Separation,
     attention_inputs,
     centre_token,
     other_pairs,
@@ -39,6 +37,7 @@ from experiments.attention_maps import (
     separation,
     token_attention,
 )
+from experiments.files import to_json
 from experiments.tradeoff import check_matplotlib
 from guidance.structure import DIVERGENCES, layer_distances
 from maskgit_jax import world
@@ -100,7 +99,7 @@ def main() -> None:
         print("no table: the model's classes are not the demo world's")
     else:
         settings = {flag.name: flag.value for flag in (_MODEL, _SEED, _NUM_SCENES, _DIVERGENCE)}
-        text = json.dumps({"settings": settings, "rows": table}, indent=1)
+        text = to_json({"settings": settings, "rows": table}, indent=1)
         cli.write_text(folder / _TABLE, text + "\n")
         print(format_table(table))
     print(f"look at {folder / _ATTENTION} and {folder / _DISTANCE}")
@@ -225,23 +224,18 @@ def _measure(model: Model) -> list[dict[str, Any]]:
             {
                 "distance": name,
                 "own_photo": float(np.mean(near)),
-                "same_class": _entry(separation(near, far_same, same)),
-                "any_class": _entry(separation(near, far_any, other)),
+                "same_class": separation(near, far_same, same)._asdict(),
+                "any_class": separation(near, far_any, other)._asdict(),
             }
         )
     return rows
 
 
-def _entry(result: Separation) -> dict[str, float | int | None]:
-    """For JSON, which has no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in result._asdict().items()}
-
-
 def format_table(rows: list[dict[str, Any]]) -> str:
     """The rows in columns of equal width."""
 
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
+    def number(value: float) -> str:
+        return "-" if math.isnan(value) else f"{value:.3f}"
 
     def area(entry: dict[str, Any]) -> str:
         return f"{number(entry['auc'])} ± {number(entry['standard_error'])}"

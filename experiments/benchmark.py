@@ -16,7 +16,6 @@ Writes `benchmark.json` (all figures) and `benchmark.md` (the tables), after eac
 docs/performance.md has results and says how to read them.
 """
 
-import json
 import multiprocessing
 from typing import Any
 
@@ -28,6 +27,7 @@ from experiments.benchmark_cost import VARIANTS, sketches_table, step_table
 from experiments.benchmark_plain import ABSENT
 from experiments.benchmark_report import Measured, case_table, cases_table, summary
 from experiments.benchmark_worker import RATE, TASKS, Job, serve
+from experiments.files import to_json
 from maskgit_jax import download
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import model_config
@@ -68,7 +68,7 @@ def main() -> None:
     done: list[dict[str, Any]] = []
     for case, job in cases:
         done.append(_measured_case(case, job))
-        cli.write_text(output_dir / "benchmark.json", json.dumps(done, indent=1) + "\n")
+        cli.write_text(output_dir / "benchmark.json", to_json(done, indent=1) + "\n")
         cli.write_text(output_dir / "benchmark.md", _tables(done))
     print(_tables(done))
     print(f"all figures in {output_dir / 'benchmark.json'}")

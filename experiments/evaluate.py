@@ -28,7 +28,6 @@ of the folder, of the same class or of any other.
 """
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from jaxtyping import Int, UInt8
 from experiments import cli, guidance_flags, tradeoff
 from experiments.demo_world import EVAL_SEED, REFERENCE_SEED, load_demo_world_model
 from experiments.drawings import label_of_path
+from experiments.files import to_json
 from experiments.generation import (
     Pictures,
     decode,
@@ -265,7 +265,7 @@ def evaluate_drawings(
 
 def write_results(folder: Path, record: dict[str, Any], rows: list[np.ndarray]) -> None:
     """Writes `evaluation.json`, and the beginnings of the rows of pictures as `grid.png`."""
-    cli.write_text(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    cli.write_text(folder / "evaluation.json", to_json(record, indent=1) + "\n")
     columns = min(_GRID_COLUMNS, len(rows[0]))
     images = [image for row in rows for image in row[:columns]]
     scale = max(1, 96 // len(images[0]))

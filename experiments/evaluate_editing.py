@@ -16,7 +16,6 @@ tables in Markdown; with --output_dir also writes `evaluation.json` and `grid.pn
 holes, made anew, as the next class; photo, made anew).
 """
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -36,6 +35,7 @@ from experiments.edit_measures import (
 )
 from experiments.edit_picture import blend_radius, finish, prepare
 from experiments.edit_sampling import EditSettings, Growth, decode, encode, grow, remake
+from experiments.files import to_json
 from experiments.judge import load_judge, predict
 from experiments.metrics import Figures, mean_and_error
 from experiments.tables import markdown_table
@@ -114,7 +114,7 @@ def main() -> None:
         print(f"{name}\n\n{markdown_table(rows, _COLUMNS)}\n")
     print(f"n = {len(labels)} photos; {settings.num_steps} steps, {settings.temperature:g}")
     if folder is not None:
-        text = json.dumps({"settings": record, "tables": tables}, indent=1)
+        text = to_json({"settings": record, "tables": tables}, indent=1)
         cli.write_text(folder / "evaluation.json", text + "\n")
         rows = (photos, box_fill, inpainted, as_others, right_fill, outpainted)
         images = [image for row in rows for image in row[:_GRID_COLUMNS]]

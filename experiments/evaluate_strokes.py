@@ -19,7 +19,6 @@ confidence at several. --energy and --iterative_model, the results of experiment
 experiments.tune_iterative, add their rows.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from experiments.metrics import Figures, mean_and_error
 from experiments.stroke_measures import colour_distance, lab_distance, part_stroke
 from experiments.stroke_sampling import CONFIDENT, follow_strokes, read_energy
 from experiments.strokes_plot import check_matplotlib, plot_confidence
-from experiments.tables import markdown_table, read_finished
+from experiments.tables import markdown_table, read_figures, read_finished
 from guidance.strokes import automatic_stroke
 from maskgit_jax import world
 from maskgit_jax.errors import InputError
@@ -168,7 +167,7 @@ def main() -> None:
         "settings": record,
         "rows": {name: entries(row) for name, row in figures.items()},
     }
-    cli.write_text(folder / "strokes.json", json.dumps(results, indent=1) + "\n")
+    cli.write_text(folder / "strokes.json", files.to_json(results, indent=1) + "\n")
     curves = {
         method: {row.confidence: figures[row.name] for row in rows if row.method == method}
         for method in CONFIDENT
@@ -274,7 +273,8 @@ def read_rows(folder: Path, record: dict[str, Any]) -> dict[str, Finished]:
     for line in read_finished(folder / _FINISHED, record):
         column = read_image(folder / line["column"])
         side = column.shape[1]
-        rows[line["name"]] = Finished(line["figures"], column.reshape(-1, side, side, 3))
+        shown = column.reshape(-1, side, side, 3)
+        rows[line["name"]] = Finished(read_figures(line["figures"]), shown)
     return rows
 
 
@@ -284,7 +284,7 @@ def add_row(folder: Path, record: dict[str, Any], row: Row, made: Finished) -> N
     column = f"columns/{row.name.replace(' ', '_')}.png"
     save_png(folder / column, np.concatenate(made.shown))
     line = {"name": row.name, "column": column, "figures": made.figures, "record": record}
-    files.append(folder / _FINISHED, (json.dumps(line) + "\n").encode())
+    files.append(folder / _FINISHED, (files.to_json(line) + "\n").encode())
 
 
 def entries(figures: Figures) -> dict[str, Any]:

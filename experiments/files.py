@@ -1,12 +1,31 @@
 """Writing results so that nothing is half-written, on local disks and on object stores."""
 
+import json
+import math
 import os
 import secrets
+from typing import Any
 
 from etils import epath
 
 PART = ".part"
 """How the names of files end that are being written."""
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """The JSON text of a value, with null for numbers that are not finite: JSON has none.
+
+    `options` are those of `json.dumps`.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_local(path: epath.PathLike) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from experiments.files import write_whole
+from experiments.files import to_json, write_whole
 from experiments.image_sets import write_adm_npz
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, png_bytes
@@ -67,7 +67,7 @@ class GenerateFolder:
         plan = self.path / "plan.json"
         with self._writing():
             if not plan.exists():
-                write_whole(plan, (json.dumps(record, indent=1) + "\n").encode())
+                write_whole(plan, (to_json(record, indent=1) + "\n").encode())
             if self.finished():
                 shutil.rmtree(self._parts, ignore_errors=True)
             else:
@@ -120,7 +120,7 @@ class GenerateFolder:
                 for pictures in parts:
                     for picture in pictures:
                         write_whole(self.path / next(each)["file"], png_bytes(picture))
-                text = "".join(json.dumps(line) + "\n" for line in lines)
+                text = "".join(to_json(line) + "\n" for line in lines)
                 write_whole(self.path / "results.jsonl", text.encode())
             for pictures in self.parts():
                 shown.extend(pictures[: _MOST_IN_GRID - len(shown)])

@@ -14,7 +14,6 @@ The pictures are held-out photos of the demo world, or those of a folder, named 
 or in a sub-folder for each class.
 """
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from experiments.datasets import draw_pictures
 from experiments.demo_world import EVAL_SEED, load_demo_world_model
 from experiments.drawings import label_of_path
 from experiments.edit_sampling import EditSettings, decode, encode, random_mask, remake
+from experiments.files import to_json
 from experiments.image_sets import picture_files
 from experiments.metrics import Figures, mean_and_error, psnr
 from experiments.tables import markdown_table
@@ -89,7 +89,7 @@ def main() -> None:
     if folder is None:
         return
     record |= {"images": _IMAGES.value, "num_images": len(photos)}
-    text = json.dumps({"settings": record, "rows": rows}, indent=1)
+    text = to_json({"settings": record, "rows": rows}, indent=1)
     cli.write_text(folder / "reconstruction.json", text + "\n")
     save_png(folder / "reconstruction.png", plot(dict(zip(made, rows.values(), strict=True))))
     save_png(folder / "grid.png", draw_grid(photos, made, model.config.tokenizer.latent_size))

@@ -209,7 +209,8 @@ def encode(figure: Any, kind: str) -> bytes:
 
 def num_digits(values: Sequence[float]) -> int:
     """Digits after the point that leave three that count, in a middling one of the values."""
-    size = np.nanmedian(np.abs(values))
+    known = np.abs([value for value in values if np.isfinite(value)])
+    size = np.median(known) if len(known) else 0
     return 3 if size == 0 else int(np.clip(2 - np.floor(np.log10(size)), 0, 9))
 
 

@@ -3,7 +3,6 @@
 No flags are defined here.
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from experiments.files import to_json
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
 
@@ -49,7 +49,7 @@ def write_samples(
             for line, picture in zip(lines, pictures, strict=True):
                 save_png(folder / line["file"], picture)
             save_png(folder / "grid.png", grid)
-            text = "".join(json.dumps(line) + "\n" for line in lines)
+            text = "".join(to_json(line) + "\n" for line in lines)
             (folder / "results.jsonl").write_text(text, encoding="utf-8")
             # A longer earlier run's pictures would pass for this one's.
             for path in output_dir.iterdir():

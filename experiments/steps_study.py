@@ -9,7 +9,6 @@ and Fréchet distance against the passes through the transformer that a sample n
 guidance hold for all rows, save for what a row is about.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from experiments.steps_variants import (
     settled,
     stop_early,
 )
-from experiments.tables import cell, read_finished
+from experiments.tables import cell, read_figures, read_finished
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
 from maskgit_jax.model import Model, with_class_token
@@ -138,7 +137,7 @@ def main() -> None:
             "figures": {name: figures[name] for name in _COLUMNS},
             "record": record,
         }
-        files.append(path, (json.dumps(line) + "\n").encode())
+        files.append(path, (files.to_json(line) + "\n").encode())
         done = _read_done(path, record)
         cli.write_text(folder / "steps.md", _table(done))
         save_png(folder / "steps.png", _plot(done))
@@ -149,7 +148,10 @@ def main() -> None:
 def _read_done(path: Path, record: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     """Finished rows by name and number of steps."""
     lines = read_finished(path, record)
-    return {(line["name"], line["num_steps"]): line for line in lines}
+    return {
+        (line["name"], line["num_steps"]): line | {"figures": read_figures(line["figures"])}
+        for line in lines
+    }
 
 
 def _make(model: Model, row: Row, scenes: Scenes, settings: Any, seed: int):

@@ -88,6 +88,8 @@ def parts_pattern(name: str) -> str:
 def read_results(folder: epath.Path, known: dict[str, dict[int, Line]] | None = None) -> list[Line]:
     """The finished items in the plan's order, of all hosts; without a torn last line.
 
+    What is not known of one is NaN.
+
     Args:
       folder: of a sweep.
       known: what earlier calls have read of the parts that never change, those on object stores;
@@ -117,7 +119,8 @@ def _read_lines(file: epath.Path) -> dict[int, Line]:
     for text in data[: data.rfind(b"\n") + 1].splitlines():
         try:
             line = json.loads(text)
-            lines[line["item"]] = line
+            # Null stands for a number that was not finite.
+            lines[line["item"]] = {k: np.nan if v is None else v for k, v in line.items()}
         except (ValueError, TypeError, KeyError):
             raise InputError(
                 f"{file} is damaged: {text[:40]!r}… is no line of a sweep; delete that line"
@@ -195,7 +198,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer.writerow([*rows[0].setting, "num_items", "num_sketches", *heads])
     for row in rows:
         numbers = [x for name in names for x in measure(row, name)]
-        cells = ["" if np.isnan(x) else f"{x:.6g}" for x in numbers]
+        cells = ["" if not np.isfinite(x) else f"{x:.6g}" for x in numbers]
         writer.writerow([*row.setting.values(), row.num_items, row.num_sketches, *cells])
     return text.getvalue()
 

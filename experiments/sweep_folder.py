@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from experiments.files import PART, append, is_local, write_whole
+from experiments.files import PART, append, is_local, to_json, write_whole
 from experiments.summary import RESULTS, Line, parts_pattern, read_results
 from experiments.sweep_plan import first_difference
 from maskgit_jax.errors import InputError
@@ -76,7 +76,7 @@ class SweepFolder:
         plan = self.path / "plan.json"
         with self._writing():
             if not plan.exists():
-                text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+                text = to_json(record, indent=1, ensure_ascii=False) + "\n"
                 write_whole(plan, text.encode())
             for name in ("pictures", "sketches"):
                 (self.path / name).mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ class SweepFolder:
         try:
             found = json.loads(plan.read_text())
             known = {name: found[name] for name in found if name in record}
-            difference = first_difference(known, json.loads(json.dumps(record)))
+            difference = first_difference(known, json.loads(to_json(record)))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(f"{plan} is damaged: choose another --output_dir") from None
         if difference:
@@ -194,4 +194,4 @@ def picture_file(item: int) -> str:
 
 
 def _to_bytes(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    return to_json(line, ensure_ascii=False).encode() + b"\n"

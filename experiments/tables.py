@@ -1,6 +1,7 @@
 """Tables of figures in Markdown, and the rows of one that a stopped command has finished."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,18 @@ def markdown_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]
 
 
 def cell(figure: tuple[float, float] | None, digits: int) -> str:
-    """A value ± its standard error; a dash where there is none."""
-    return "-" if figure is None else f"{figure[0]:.{digits}f} ± {figure[1]:.{digits}f}"
+    """A value ± its standard error; a dash for what is not known."""
+    if figure is None or math.isnan(figure[0]):
+        return "-"
+    return " ± ".join("-" if math.isnan(x) else f"{x:.{digits}f}" for x in figure)
+
+
+def read_figures(row: dict[str, list[float | None] | None]) -> Figures:
+    """A row of figures as `files.to_json` wrote it."""
+    return {
+        name: None if figure is None else tuple(math.nan if x is None else x for x in figure)
+        for name, figure in row.items()
+    }
 
 
 def read_finished(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.files import to_json
 from maskgit_jax import training
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
@@ -232,7 +233,7 @@ def _check_shapes(path: Path, run: Any, *, begun: bool) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(run)
     shapes = {jax.tree_util.keystr(name): f"{x.dtype}{list(x.shape)}" for name, x in leaves}
     if not begun:
-        path.write_text(json.dumps(shapes, indent=1) + "\n", encoding="utf-8")
+        path.write_text(to_json(shapes, indent=1) + "\n", encoding="utf-8")
         return
     noted = json.loads(path.read_text(encoding="utf-8"))
     for name in [*shapes, *noted]:
@@ -293,7 +294,7 @@ class _Log:
 
     def write(self, step: int, record: dict[str, float]) -> None:
         tqdm.write(f"step {step}: " + " ".join(f"{k} {v:.4g}" for k, v in record.items()))
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.write(to_json({"step": step, **record}) + "\n")
         self._file.flush()
         for name, value in record.items():
             self._writer.add_scalar(name, value, step)

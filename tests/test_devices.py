@@ -109,6 +109,24 @@ def folders(tmp_path_factory) -> dict[int, Path]:
     return {devices: base / f"{devices}" for devices in DEVICES}
 
 
+def refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+@pytest.mark.slow
+def test_no_command_writes_numbers_that_json_does_not_have(folders):
+    """With three pictures some figures have no error: of the strokes in another colour, say."""
+    files = [*folders[2].rglob("*.json"), *folders[2].rglob("*.jsonl")]
+    for file in files:
+        lines = file.read_text().splitlines()
+        for text in lines if file.suffix == ".jsonl" else ["\n".join(lines)]:
+            json.loads(text, parse_constant=refuse)
+    assert len(files) > 12
+    strokes = json.loads((folders[2] / "evaluate_strokes" / "strokes.json").read_text())
+    figure = strokes["rows"]["baseline"]["counterfactual_distance"]
+    assert figure["value"] > 0 and figure["standard_error"] is None
+
+
 def quick_to_compile() -> str:
     """Flags for XLA: most of the time goes into compiling. A flag that it lacks would end it."""
     flags = ["--xla_backend_optimization_level=0"]

@@ -100,7 +100,6 @@ def test_it_lowers_for_accelerators_at_full_size(platform, target, dtype, monkey
     assert (attention.dtype, distance.dtype) == (dtype, jnp.float32)
 
 
-@pytest.mark.slow
 def test_tpu_kernels_are_divided_between_devices():
     """The compiler cannot do it: it ends with an error, unless each device is given its share."""
     program = (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import summary
+from experiments import report_plots, summary
 from experiments.summary import DISTANCE, Row, Sweep
 from maskgit_jax.errors import InputError
 
@@ -151,6 +151,24 @@ def test_csv_has_a_row_for_each_setting():
         by_hand(lines[::2], "clip_text", lambda_s=0.0)[0], rel=1e-5
     )
     assert rows[1]["clip_text"] == "" and rows[1]["clip_text_error"] == ""
+
+
+def test_null_is_a_number_that_is_not_known(tmp_path):
+    """As a network that scores gives them; the other settings' figures are whole."""
+    plan = plan_of(2, [0], lambda_s=[0.0, 1.0])
+    lines = lines_of(plan, "class_probability")
+    lines[1] |= {"class_probability": None}
+    sweep = summary.read_sweep(write_sweep(tmp_path, plan, lines))
+    assert np.isnan(sweep.results[1]["class_probability"])
+    whole, broken = summary.summarise(sweep)
+    assert whole.measures["class_probability"] == pytest.approx(
+        by_hand(lines, "class_probability", lambda_s=0.0)
+    )
+    assert np.isnan(broken.measures["class_probability"]).all()
+    assert np.isfinite(broken.measures[DISTANCE]).all()
+    row = list(csv.DictReader(io.StringIO(summary.to_csv([whole, broken]))))[1]
+    assert row["class_probability"] == row["class_probability_error"] == ""
+    assert report_plots.num_digits([np.nan]) == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
