@@ -121,7 +121,7 @@ def _read_lines(file: epath.Path) -> dict[int, Line]:
             line = json.loads(text)
             # Null stands for a number that was not finite.
             lines[line["item"]] = {k: np.nan if v is None else v for k, v in line.items()}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(
                 f"{file} is damaged: {text[:40]!r}… is no line of a sweep; delete that line"
             ) from None
