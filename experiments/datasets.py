@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -27,10 +27,11 @@ TRAIN_SEED = 0
 VALIDATION_SEED = 4
 """The held-out pictures that a training run looks at."""
 
-Batch = tuple[Shaped[np.ndarray, "b ..."], Int[np.ndarray, "b"]]
+Batch = tuple[Shaped[np.ndarray, "_ ..."], Int[np.ndarray, "_"]]
 """Pictures (uint8), or what stands for them, and labels."""
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Pictures to train on and pictures held out.
 
@@ -81,12 +82,12 @@ class ArrayDataset:
         return ArrayDataset(train, held_out, self.class_names, seed=seed, batch_size=batch_size)
 
 
-def batches_of(rows: Batch, batch_size: int) -> list[Batch]:
+def batches_of(rows: tuple[np.ndarray, ...], batch_size: int) -> list[tuple[np.ndarray, ...]]:
     """Rows in batches of one size, what is left over dropped; fewer rows than that are one."""
-    size = min(batch_size, len(rows[1]))
+    size = min(batch_size, len(rows[0]))
     return [
         tuple(array[i : i + size] for array in rows)
-        for i in range(0, len(rows[1]) - size + 1, size)
+        for i in range(0, len(rows[0]) - size + 1, size)
     ]
 
 

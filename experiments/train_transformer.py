@@ -71,7 +71,7 @@ def main() -> None:
     tokenizer_params = training_loop.replicate(tokenizer_params)
     apply = jax.jit(functools.partial(tokenizer.apply, method="encode"))
 
-    def encode(images: UInt8[Array, "b H W 3"]) -> Int[Array, "b N"]:
+    def encode(images: UInt8[Array | np.ndarray, "b H W 3"]) -> Int[Array, "b N"]:
         return apply({"params": tokenizer_params}, jnp.asarray(images) / 255).reshape(
             len(images), -1
         )
