@@ -123,7 +123,7 @@ def _show_heat(
     axes: Any,
     colours: str,
     heat: Float[np.ndarray, "h w"],
-    highest: float,
+    highest: float | np.floating,
     sketch: UInt8[np.ndarray, "H W 3"],
 ) -> None:
     """Heat from 0 to `highest`, token by token, and the outlines of the sketch's lines."""

@@ -14,7 +14,7 @@ from maskgit_jax.config import TransformerConfig
 
 VARIANTS = ("plain", "ours")
 
-Parts = dict[str, float]
+Parts = dict[str, int]
 """By part of a step: logits, structure pass, comparison."""
 
 _FLOAT32 = 4
@@ -96,7 +96,7 @@ def task_operations(
     task: str,
     *,
     guided: bool = True,
-) -> float:
+) -> int:
     """Of one sample's step (`task` "decode"), or of its structure score alone ("score")."""
     parts = step_operations(config, layers, variant, guided=guided)
     return sum(value for name, value in parts.items() if task == "decode" or name != "logits")
@@ -104,7 +104,7 @@ def task_operations(
 
 def layer_bytes(
     config: TransformerConfig, sequences: int, number_bytes: int, *, maps_in_memory: bool
-) -> float:
+) -> int:
     """Of one layer: its weights once, and B·S·((20·D + 2·M)·e + H·S·(8 + 2·e)).
 
     Of the 20 D: queries, keys and values read and write 6, the maps read 2, their product with the
@@ -120,7 +120,7 @@ def layer_bytes(
     return weights + sequences * config.sequence_length * per_token
 
 
-def head_bytes(config: TransformerConfig, sequences: int, number_bytes: int, columns: int) -> float:
+def head_bytes(config: TransformerConfig, sequences: int, number_bytes: int, columns: int) -> int:
     """Of the output head: its weights once, and B·S·((4·D)·e + 4·columns); logits are float32."""
     width = config.hidden_size
     weights = (width**2 + width * columns) * number_bytes
@@ -166,7 +166,7 @@ def step_bytes(
     }
 
 
-def least_seconds(operations: float, moved: float, device: Device) -> float:
+def least_seconds(operations: int | float, moved: int | float, device: Device) -> float:
     """The roofline: what one chip needs at least, limited by its products or by its memory."""
     return max(operations / device.operations, moved / device.bytes)
 

@@ -213,11 +213,11 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if abs(value) >= 0.1 else f"{1e3 * value:.3g} ms"
 
 
-def _bytes(value: float) -> str:
+def _bytes(value: int | float) -> str:
     return f"{value / 1e9:.3g} GB" if value >= 1e8 else f"{value / 1e6:.3g} MB"
 
 
-def _count(value: float) -> str:
+def _count(value: int | float) -> str:
     return f"{value / 1e12:.3g} T" if value >= 1e12 else f"{value / 1e9:.3g} G"
 
 

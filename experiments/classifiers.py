@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from experiments import judge
@@ -152,7 +152,7 @@ def _load_flax(source: str, num_classes: int) -> Classifier:
         with jax.default_matmul_precision("highest"):
             return network(pixels, params=params).logits
 
-    def outputs(pictures: UInt8[np.ndarray, "n H W 3"]) -> np.ndarray:
+    def outputs(pictures: UInt8[np.ndarray, "n H W 3"]) -> Float[Array, "n outputs"]:
         return logits(network.params, to_pixels(prepare, pictures))
 
     return lambda pictures: class_probabilities(in_pieces(outputs, pictures), num_classes)

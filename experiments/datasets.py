@@ -11,7 +11,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -30,7 +30,7 @@ TRAIN_SEED = 0
 VALIDATION_SEED = 4
 """The held-out pictures that a training run looks at."""
 
-Batch = tuple[Shaped[np.ndarray, "b ..."], Int[np.ndarray, "b"]]
+Batch = tuple[Shaped[np.ndarray, "_ ..."], Int[np.ndarray, "_"]]
 """Pictures (uint8), or what stands for them, and labels."""
 
 Encode = Callable[[UInt8[np.ndarray, "n H W 3"]], Shaped[np.ndarray, "n ..."]]
@@ -39,6 +39,7 @@ Encode = Callable[[UInt8[np.ndarray, "n H W 3"]], Shaped[np.ndarray, "n ..."]]
 _PART = 100  # pictures drawn and encoded together
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Pictures to train on and pictures held out.
 
@@ -81,12 +82,12 @@ class ArrayDataset:
         return self._held_out
 
 
-def batches_of(rows: Batch, batch_size: int) -> list[Batch]:
+def batches_of(rows: tuple[np.ndarray, ...], batch_size: int) -> list[tuple[np.ndarray, ...]]:
     """Rows in batches of one size, what is left over dropped; fewer rows than that are one."""
-    size = min(batch_size, len(rows[1]))
+    size = min(batch_size, len(rows[0]))
     return [
         tuple(array[i : i + size] for array in rows)
-        for i in range(0, len(rows[1]) - size + 1, size)
+        for i in range(0, len(rows[0]) - size + 1, size)
     ]
 
 

@@ -9,7 +9,7 @@ from experiments.metrics import jackknife_error
 
 def seam_steps(
     images: Float[np.ndarray, "n H W 3"], mask: Bool[np.ndarray, "H W"], radius: int
-) -> Float[np.ndarray, "n radius+1"]:
+) -> Float[np.ndarray, "n {radius+1}"]:
     """How much the colour changes across the mask's outline and those around it.
 
     For each distance 0 .. radius the mask is widened by so many pixels (king's moves); of all

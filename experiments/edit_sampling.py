@@ -119,7 +119,9 @@ def remake(
     return decode(model, np.asarray(made))
 
 
-def random_mask(ratio: float, num_tokens: int, seed: Sequence[int]) -> Bool[np.ndarray, "N"]:
+def random_mask(
+    ratio: int | float, num_tokens: int, seed: Sequence[int | np.integer]
+) -> Bool[np.ndarray, "N"]:
     """A random share of the ids; with the same seed, that of a larger ratio contains it."""
     return np.random.default_rng(seed).permutation(num_tokens) < round(ratio * num_tokens)
 

@@ -189,7 +189,7 @@ def _make(model: Model, plan: Plan, folder: GenerateFolder) -> None:
 
 def _draw(model: Model, plan: Plan, indices: np.ndarray) -> UInt8[np.ndarray, "b H W 3"]:
     """The pictures of these numbers."""
-    labels = jnp.array([plan.label(index) for index in indices])
+    labels = jnp.array([plan.label(int(index)) for index in indices])
     hidden = jnp.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID)
     ids = classifier_free.sample(
         model,

@@ -5,13 +5,14 @@ guided-diffusion) holds one array `arr_0`, uint8 [N, H, W, 3], and where classes
 labels, `arr_1`, int64 [N].
 """
 
+import io
 import math
 import os
 import secrets
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -56,13 +57,14 @@ def open_image_set(path: str | os.PathLike[str]) -> ImageSet:
 
 def write_adm_npz(
     path: str | os.PathLike[str],
-    batches: Iterable[UInt8[np.ndarray, "b h w 3"]],
+    batches: Iterable[Any],
     count: int,
     labels: Int64[np.ndarray, "{count}"] | None = None,
 ) -> None:
     """Writes pictures as an ADM `.npz`, one batch in memory at a time; all or nothing.
 
-    `batches` hold `count` ≥ 1 pictures in all. Raises InputError where the file cannot be written.
+    `batches` are uint8 [b, H, W, 3] and hold `count` ≥ 1 pictures in all. Raises InputError where
+    the file cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
@@ -128,7 +130,7 @@ def _open_npz(path: Path) -> ImageSet:
         reason = " ".join(str(error).split()) or type(error).__name__
         return InputError(f"{path} cannot be read ({reason}); copy or make it again")
 
-    def read_header(file: IO[bytes]) -> tuple[int, ...]:
+    def read_header(file: io.BufferedIOBase) -> tuple[int, ...]:
         version = np.lib.format.read_magic(file)
         read = {
             (1, 0): np.lib.format.read_array_header_1_0,

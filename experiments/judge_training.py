@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key
 
@@ -12,7 +13,9 @@ _EMPTY_SHARE = 1 / 8  # of the pictures trained on
 _PART_WEIGHT = 2.0  # of the parts beside the class, in the loss
 
 
-def roughen(key: Key[Array, ""], images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+def roughen(
+    key: Key[Array, ""], images: Float[Array | np.ndarray, "b h w 3"]
+) -> Float[Array, "b h w 3"]:
     """Pictures as a weak generator might have made them, in [0, 1].
 
     Each is blurred up to what a quarter of its resolution holds, its contrast, brightness and tint

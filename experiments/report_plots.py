@@ -319,7 +319,7 @@ def _axis(name: str) -> str:
     return _AXES.get(name, name_of(name))
 
 
-def _place(row: Row, name: str, names: Sequence[str]) -> float:
+def _place(row: Row, name: str, names: Sequence[str]) -> int | float:
     """Where a row lies along the x axis."""
     value = row.setting[name]
     return names.index(value) if name == "layers" else value

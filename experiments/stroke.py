@@ -19,7 +19,7 @@ bit.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,7 @@ def read_stroke(image: UInt8[np.ndarray, "h w 3"]) -> Stroke:
     return Stroke(painted, mask)
 
 
-def check_inputs_stay(output_dir: Path, names: Sequence[str]) -> None:
+def check_inputs_stay(output_dir: Path, names: Collection[str]) -> None:
     """Raises InputError where the results would replace a file that a flag names."""
     for flag in (_IMAGE, _STROKE, _MASK):
         if flag.value is not None:

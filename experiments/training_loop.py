@@ -309,7 +309,7 @@ class _Log:
         self._writer.flush()
 
 
-def _logged_at(line: bytes) -> float:
+def _logged_at(line: bytes) -> int | float:
     """The step of a line of `metrics.jsonl`; infinite for one that was cut by a kill."""
     try:
         return json.loads(line)["step"]

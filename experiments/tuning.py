@@ -15,10 +15,10 @@ from maskgit_jax.errors import InputError
 from maskgit_jax.model import Model, with_class_token
 
 StrokeBatch = tuple[
-    UInt8[np.ndarray, "b H W 3"],
-    UInt8[np.ndarray, "b H W 3"],
-    Bool[np.ndarray, "b N"],
-    Int[np.ndarray, "b"],
+    UInt8[Array | np.ndarray, "b H W 3"],
+    UInt8[Array | np.ndarray, "b H W 3"],
+    Bool[Array | np.ndarray, "b N"],
+    Int[Array | np.ndarray, "b"],
 ]
 """Pictures, the same with a stroke on each, the ids that the strokes touch, labels."""
 

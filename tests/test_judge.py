@@ -115,7 +115,7 @@ def test_predict_gives_each_picture_the_same_verdict_in_any_batch(judge, scenes)
 def test_parts_of_an_unsure_pixel_are_part_of_the_object():
     """Two parts of 0.3 each outweigh a background of 0.4."""
 
-    class Fixed:
+    class Fixed(judging.Judge):
         def apply(self, variables, images):
             shape = images.shape[:3]
             unsure, clear = ([0.4, 0.3, 0.25, 0.05], [0.6, 0.3, 0.05, 0.05])
@@ -150,13 +150,13 @@ def test_judge_loss_is_the_cross_entropy_of_parts_and_class(monkeypatch, scenes)
     part_logits = rng.normal(size=(*parts.shape, num_parts)).astype(np.float32)
     label_logits = rng.normal(size=(3, num_classes)).astype(np.float32)
 
-    class Fixed:
+    class Fixed(judging.Judge):
         def apply(self, variables, images):
             np.testing.assert_array_equal(images, photos)
             return judging.Logits(jnp.asarray(part_logits), jnp.asarray(label_logits), None)
 
     loss, metrics = judge_training.judge_loss(
-        Fixed(), {}, (photos, parts, labels), jax.random.key(0)
+        Fixed(), {}, tuple(map(jnp.asarray, (photos, parts, labels))), jax.random.key(0)
     )
 
     def cross_entropy(logits, target):
@@ -175,13 +175,13 @@ def test_empty_pictures_have_neither_parts_nor_class(monkeypatch, scenes):
     monkeypatch.setattr(judge_training, "_EMPTY_SHARE", 1.0)
     logits = jnp.zeros((*parts.shape, 4)).at[..., 0].set(5.0)
 
-    class Fixed:
+    class Fixed(judging.Judge):
         def apply(self, variables, images):
             assert float(jnp.abs(images - photos).mean()) > 0.05
             return judging.Logits(logits, jnp.zeros((3, 10)), None)
 
     loss, metrics = judge_training.judge_loss(
-        Fixed(), {}, (photos, parts, labels), jax.random.key(0)
+        Fixed(), {}, tuple(map(jnp.asarray, (photos, parts, labels))), jax.random.key(0)
     )
     background = optax.softmax_cross_entropy_with_integer_labels(logits[0, 0, 0], 0)
     assert float(metrics["label_loss"]) == 0
