@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from experiments.compiled import keep_programs
 from experiments.files import write_whole
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, printable
 
 _COMPILATION_CACHE = flags.DEFINE_bool(
     "compilation_cache", True, "Keep compiled programs for the next start, in MASKGIT_CACHE."
@@ -113,5 +113,5 @@ def signals_noticed() -> Iterator[list[int]]:
 
 def _fail(message: str) -> NoReturn:
     name = os.path.basename(sys.argv[0]).removesuffix(".py")
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {printable(message, most=10_000)}", file=sys.stderr)
     sys.exit(2)

@@ -32,6 +32,9 @@ def keep_programs() -> None:
     try:
         # For this user alone: what lies there is run.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+            return
         with tempfile.TemporaryFile(dir=folder):
             pass
         # Unless JAX is told to bound it, by JAX_COMPILATION_CACHE_MAX_SIZE.

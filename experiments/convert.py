@@ -53,7 +53,9 @@ def main() -> None:
     if not _OUTPUT_DIR.value and not _COMPARE_WITH.value:
         raise InputError("--output_dir is missing: name a new folder for the model")
     config = _read_config(_CONFIG.value)
-    weights = conversion.find_weights(_SOURCE.value, config)
+    # To compare, the halves that both sides have are enough.
+    kinds = conversion.KINDS if _OUTPUT_DIR.value else ()
+    weights = conversion.find_weights(_SOURCE.value, config, kinds)
     if _COMPARE_WITH.value and not _compare(weights, config):
         sys.exit(1)
     if _OUTPUT_DIR.value:
@@ -66,9 +68,18 @@ def _read_config(name: str) -> ModelConfig:
 
 def _compare(weights: dict[str, conversion.Weights], config: ModelConfig) -> bool:
     """Prints how two copies of a model compare; whether all numbers are the same."""
-    others = conversion.find_weights(_COMPARE_WITH.value, config)
+    others = conversion.find_weights(_COMPARE_WITH.value, config, ())
+    if not weights.keys() & others.keys():
+        raise InputError(
+            f"--source has the {' and '.join(weights)}, --compare_with the {' and '.join(others)}: "
+            "nothing to compare"
+        )
     same = True
-    for kind, one in weights.items():
+    for kind in conversion.KINDS:
+        if kind not in weights or kind not in others:
+            print(f"{kind}: not compared, on one side alone")
+            continue
+        one = weights[kind]
         result = conversion.compare(one, others[kind], config)
         where = f"{one.path} ({one.layout}) and {others[kind].path} ({others[kind].layout})"
         if result.names:

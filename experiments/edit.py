@@ -233,7 +233,10 @@ def read_sketch(height: int, width: int) -> UInt8[np.ndarray, "_ _ 3"] | None:
 def read_settings(config: ModelConfig, guided: GuidanceFlags) -> EditSettings:
     """The settings where no sketch guides."""
     num_steps = None if flags.FLAGS.num_steps is None else guided.num_steps
-    return chosen_settings(config, num_steps, _TEMPERATURE.value, guided.settings.token_temperature)
+    token_temperature = None
+    if flags.FLAGS.token_temperature is not None:
+        token_temperature = guided.settings.token_temperature
+    return chosen_settings(config, num_steps, _TEMPERATURE.value, token_temperature)
 
 
 def edit(

@@ -31,7 +31,7 @@ from experiments.generate_folder import FORMATS, GenerateFolder
 from experiments.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
 from experiments.image_sets import ImageSet
 from experiments.inception import load_inception
-from experiments.scoring import open_images, score
+from experiments.scoring import FEWEST, open_images, score
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.decoding import MASK_ID
@@ -104,9 +104,9 @@ def main() -> None:
     ):
         if flag.value is not None and not low <= flag.value <= high:
             raise InputError(f"--{flag.name}={flag.value}: expected {low:g} to {high:.0f}")
-    reference = _read_scoring()
     config = model_config(_MODEL.value)
     plan = _read_plan(config)
+    reference = _read_scoring(plan)
     folder = GenerateFolder(Path(_OUTPUT_DIR.value))
     record = plan._asdict()
     record |= record.pop("settings") | {"format": _FORMAT.value}
@@ -125,7 +125,7 @@ def main() -> None:
         score(samples, reference, variables, _BATCH_SIZE.value)
 
 
-def _read_scoring() -> ImageSet | None:
+def _read_scoring(plan: Plan) -> ImageSet | None:
     """The pictures to score against, if any."""
     if _INCEPTION.value is None:
         if _REFERENCE.value is not None:
@@ -133,6 +133,8 @@ def _read_scoring() -> ImageSet | None:
         return None
     if _FORMAT.value != "npz":
         raise InputError(f"--inception with --format={_FORMAT.value}: give --format=npz")
+    if plan.count < FEWEST:
+        raise InputError(f"--inception: {plan.count} pictures, expected {FEWEST} or more")
     return None if _REFERENCE.value is None else open_images("reference", _REFERENCE.value)
 
 

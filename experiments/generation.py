@@ -32,8 +32,8 @@ class Pictures(NamedTuple):
 def sample_unguided(
     model: Model, labels: Int[np.ndarray, "n"], *, num_steps: int, seed: int
 ) -> Pictures:
-    """MaskGIT samples of classes, at the temperature of the model's presets."""
-    temperature = model.config.presets["maskgit"]["temperature"]
+    """MaskGIT samples of classes, by the model's presets."""
+    preset = model.config.presets["maskgit"]
     hidden = np.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID, np.int32)
     with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
 
@@ -44,7 +44,8 @@ def sample_unguided(
                 num_steps=num_steps,
                 seed=seed,
                 indices=jnp.asarray(indices),
-                sampler=MaskGit(temperature),
+                sampler=MaskGit(preset["temperature"], preset["schedule"]),
+                token_temperature=preset["token_temperature"],
             )
             jax.block_until_ready(ids)
             bar.update(min(len(tokens), bar.total - bar.n))

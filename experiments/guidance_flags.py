@@ -48,14 +48,14 @@ flags.DEFINE_list("lambda_s", None, "Share of structure in [0, 1]; the rest is r
 flags.DEFINE_list("guidance_scale", None, "Classifier-free guidance, 0 for none.")
 flags.DEFINE_enum(
     "guidance_schedule",
-    "constant",
+    None,
     list(classifier_free.SCHEDULES),
     "The same guidance in all steps, or rising to --guidance_scale in the last one.",
 )
 flags.DEFINE_list(
     "guidance_power",
     None,
-    "Of rising guidance: the greater, the later it sets in; 1 if not given, 0 is constant.",
+    "Of rising guidance: the greater, the later it sets in; 0 is constant.",
 )
 flags.DEFINE_list("token_temperature", None, "Ids are sampled from softmax(logits / it).")
 flags.DEFINE_list("max_mask_rate", None, "Share of ids hidden at the start.")
@@ -150,9 +150,10 @@ def read_grid(config: ModelConfig) -> GridFlags:
     values = {
         name: [preset[name]] if given[name].value is None else _parse(name) for name in SETTINGS
     }
-    if given.guidance_schedule == "rising" and given.guidance_power is None:
-        values["guidance_power"] = [classifier_free.SCHEDULES["rising"]]
-    elif given.guidance_schedule == "constant" and given.guidance_power is not None:
+    if given.guidance_schedule is not None and given.guidance_power is None:
+        rising = preset["guidance_power"] or classifier_free.SCHEDULES["rising"]
+        values["guidance_power"] = [rising if given.guidance_schedule == "rising" else 0.0]
+    elif given.guidance_schedule != "rising" and given.guidance_power is not None:
         raise InputError(
             f"--guidance_power={_text('guidance_power')}: only --guidance_schedule=rising has one"
         )

@@ -24,7 +24,8 @@ from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.model import Model
 
-_FEWEST = 5  # the third neighbour needs four, the jackknife one more
+FEWEST = 5
+"""Pictures that can be scored: the third neighbour needs four, the jackknife one more."""
 
 
 def open_images(flag: str, path: str) -> ImageSet:
@@ -34,8 +35,8 @@ def open_images(flag: str, path: str) -> ImageSet:
       InputError: they cannot be read, or are too few.
     """
     images = open_image_set(path)
-    if images.count < _FEWEST:
-        raise InputError(f"--{flag}: {images.count} pictures, expected {_FEWEST} or more")
+    if images.count < FEWEST:
+        raise InputError(f"--{flag}: {images.count} pictures, expected {FEWEST} or more")
     return images
 
 

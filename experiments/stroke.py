@@ -60,7 +60,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "What the transformer com
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Decoding steps.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the choice which ids to keep.")
 _TOKEN_TEMPERATURE = flags.DEFINE_float(
-    "token_temperature", None, "Ids are sampled from softmax(logits / it); 1 if not given."
+    "token_temperature", None, "Ids are sampled from softmax(logits / it)."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Pictures to make.")

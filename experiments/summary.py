@@ -180,7 +180,12 @@ def by_layers(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def pareto_front(rows: Sequence[Row], realism: str) -> list[Row]:
     """The rows that no other beats in one mean without losing in the other, nearest first."""
     front = []
-    known = [row for row in rows if realism in row.measures]
+    known = [
+        row
+        for row in rows
+        if realism in row.measures
+        and np.isfinite([row.measures[realism][0], row.measures[DISTANCE][0]]).all()
+    ]
     for row in sorted(
         known, key=lambda row: (row.measures[DISTANCE][0], -row.measures[realism][0])
     ):

@@ -29,8 +29,7 @@ from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
 
 _MAX_THREADS = 16
-# M_ARENA_MAX, M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h.
-_MALLOC_OPTIONS = ((-8, 1), (-1, 2**31 - 1), (-3, 2**30))
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -39,12 +38,13 @@ def keep_freed_memory() -> None:
     A step's temporaries are hundreds of megabytes. By default they go back to the system after
     each step and come again page by page, which takes a quarter of the time (docs/measurements.md).
     One arena: those of threads other than the first give back whatever the thresholds are. Does
-    nothing where the C library is not GNU's.
+    nothing where the C library is not GNU's, or refuses so large a threshold.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in _MALLOC_OPTIONS:
-            mallopt(option, value)
+        if mallopt(_MMAP_THRESHOLD, 2**30):
+            mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_ARENA_MAX, 1)
 
 
 def spread(batch: training.Batch) -> training.Batch:

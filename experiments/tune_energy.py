@@ -45,6 +45,7 @@ training_flags.set_defaults(
 
 def main() -> None:
     """Learns as the flags say."""
+    training_loop.keep_freed_memory()
     model = load_model(training_flags.INIT_FROM.value, dtype=training_flags.DTYPE.value)
     data = training_flags.dataset(model.config.tokenizer.image_size, _BATCH_SIZE.value)
     strokes = tuning.Strokes(data, model, training_flags.SEED.value)

@@ -49,6 +49,7 @@ _TRAINING = "iterative_training"
 
 def main() -> None:
     """Tunes as the flags say."""
+    training_loop.keep_freed_memory()
     model = load_model(training_flags.INIT_FROM.value)
     data = training_flags.dataset(model.config.tokenizer.image_size, _BATCH_SIZE.value)
     strokes = tuning.Strokes(data, model, training_flags.SEED.value)

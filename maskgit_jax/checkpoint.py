@@ -93,15 +93,19 @@ def write_checkpoint(path: str | os.PathLike[str], params: Mapping[str, Any]) ->
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         try:
+            digest = hashlib.sha256()
             with temporary.open("xb") as file:
                 for piece in _pack({"params": params}):
                     file.write(piece)
+                    digest.update(piece)
                 file.flush()
                 os.fsync(file.fileno())
+            # In this order: without a line, whoever reads in between has nothing to compare.
+            _note_checksum(path, None)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        record_checksum(path)
+        _note_checksum(path, digest.hexdigest())
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror}); choose a folder that exists, is "
@@ -127,7 +131,20 @@ def record_checksum(path: Path) -> None:
     Raises:
       OSError: that cannot be written.
     """
-    noted = _checksums(path.parent) | {path.name: _sha256(path)}
+    _note_checksum(path, _sha256(path))
+
+
+def _note_checksum(path: Path, found: str | None) -> None:
+    """Replaces a file's line in the checksums; None removes it."""
+    try:
+        noted = _checksums(path.parent)
+    except InputError:
+        noted = {}  # a damaged list says nothing
+    if noted.get(path.name) == found:
+        return
+    noted = {name: value for name, value in noted.items() if name != path.name}
+    if found is not None:
+        noted[path.name] = found
     temporary = path.with_name(f".{CHECKSUMS}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(json.dumps(noted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -171,7 +188,7 @@ def _checksums(folder: Path) -> dict[str, str]:
         noted = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         noted = None
     if not isinstance(noted, dict):
         raise InputError(f"{path} is damaged: {_FETCH_AGAIN}, or remove it to go without checksums")
@@ -211,8 +228,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def manifest_of(params: Mapping[str, Any]) -> Manifest:
     """Lists the shapes and dtypes of the tree under 'params': arrays or `jax.ShapeDtypeStruct`."""
     return {
-        _join(keys): (tuple(leaf.shape), np.dtype(leaf.dtype).name)
-        for keys, leaf in _leaves(params)
+        _join(keys): (tuple(leaf.shape), np.dtype(leaf.dtype).name) for keys, leaf in leaves(params)
     }
 
 
@@ -222,7 +238,7 @@ def check_params(params: Mapping[str, Any], manifest: Manifest, *, source: str) 
     Raises one `InputError` that names `source` and, of each kind of deviation, the first parameter
     and how many there are.
     """
-    arrays = {_join(keys): leaf for keys, leaf in _leaves(params)}
+    arrays = {_join(keys): leaf for keys, leaf in leaves(params)}
     found = manifest_of(params)
     both = [name for name in manifest if name in found]
     missing = [name for name in manifest if name not in found]
@@ -284,7 +300,7 @@ def _read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
         ) from error
 
 
-def _leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def leaves(tree: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Yields key path and value of every entry that is not a dict, in the order they stand.
 
     A stack instead of recursion: a foreign file may be nested deeper than Python calls may be.
@@ -303,7 +319,7 @@ def _join(keys: tuple[Any, ...]) -> str:
 
 
 def _check_tree(tree: Mapping[Any, Any], source: str) -> None:
-    for keys, leaf in _leaves(tree):
+    for keys, leaf in leaves(tree):
         if not all(isinstance(key, str) and key and "/" not in key for key in keys):
             raise InputError(
                 f"{source} has the entry {_join(keys)!r}; expected names that are strings without "

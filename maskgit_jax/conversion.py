@@ -25,7 +25,7 @@ from maskgit_jax.checkpoint import Manifest, Params
 from maskgit_jax.config import ModelConfig, write_config
 from maskgit_jax.errors import InputError, printable
 from maskgit_jax.tokenizer import Tokenizer
-from maskgit_jax.torch_files import TorchFile
+from maskgit_jax.torch_files import TorchFile, is_torch_archive
 from maskgit_jax.transformer import Transformer
 
 KINDS = ("tokenizer", "maskgit")
@@ -336,7 +336,7 @@ class _SafetensorsFile(Mapping[str, np.ndarray]):
         self._path = path
         try:
             self._file = safetensors.safe_open(path, framework="numpy")
-            self._names = list(self._file.keys())
+            self._names = dict.fromkeys(self._file.keys())
             types = {name: self._file.get_slice(name).get_dtype() for name in self._names}
         except (safetensors.SafetensorError, OSError) as error:
             raise InputError(
@@ -354,6 +354,9 @@ class _SafetensorsFile(Mapping[str, np.ndarray]):
         if name not in self._names:
             raise KeyError(name)
         return self._file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -415,13 +418,24 @@ def _open_arrays(path: Path, config: ModelConfig) -> Arrays:
         checkpoint.largest_file(checkpoint.manifest_of(model_shapes(kind, config)))
         for kind in KINDS
     )
-    return flatten_dict(checkpoint.read_checkpoint(path, most), sep=".")
+    found = checkpoint.leaves(checkpoint.read_checkpoint(path, most))
+    arrays: dict[str, np.ndarray] = {}
+    for keys, array in found:
+        if any("." in key for key in keys):
+            raise InputError(
+                f"{path} has the entry {printable(keys, 80)}; expected names without '.'; use a "
+                "released-format checkpoint"
+            )
+        arrays[".".join(keys)] = array
+    return arrays
 
 
 def find_weights(
-    sources: Sequence[str | os.PathLike[str]], config: ModelConfig
+    sources: Sequence[str | os.PathLike[str]],
+    config: ModelConfig,
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, Weights]:
-    """Both halves of a model among files and folders.
+    """The halves of a model among files and folders.
 
     In a folder, files that are no weights are passed over. Where a half is found more than once,
     its copies must hold the same numbers, bit for bit; the first is taken.
@@ -429,6 +443,7 @@ def find_weights(
     Args:
       sources: paths.
       config: of the model.
+      kinds: those that must be there, of `KINDS`.
 
     Returns:
       What to read each kind from.
@@ -445,7 +460,7 @@ def find_weights(
                     f"{first.path} and {path} hold two different {_word(weights.kind)}s: give one "
                     "of them"
                 )
-    for kind in KINDS:
+    for kind in kinds:
         if kind not in found:
             raise InputError(
                 f"no {_word(kind)} in {', '.join(map(str, sources))}: expected files with a "
@@ -460,7 +475,7 @@ def _word(kind: str) -> str:
 
 def _files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     files: list[Path] = []
-    for source in map(Path, sources):
+    for source in (Path(source).expanduser() for source in sources):
         if not source.is_dir():
             files.append(source)
             continue
@@ -480,7 +495,9 @@ def _may_be_weights(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         start = file.read(9)
-    return start[:2] == b"PK" or start[:1] in (b"\x80", b"\x81") or start[8:] == b"{"
+    if start[:2] == b"PK":
+        return is_torch_archive(path)
+    return start[:1] in (b"\x80", b"\x81") or start[8:] == b"{"
 
 
 def read_weights(weights: Weights, config: ModelConfig) -> Params:
@@ -527,7 +544,9 @@ def _parts(weights: Weights, config: ModelConfig) -> Layout:
 
 def _restored(weights: Weights, part: Part, name: str, expected: Manifest) -> np.ndarray:
     array = weights.arrays[part.name]
-    shape = expected[f"params/{name.replace('.', '/')}"][0]
+    shape, dtype = expected[f"params/{name.replace('.', '/')}"]
+    if array.dtype != dtype:
+        raise InputError(f"{weights.path} holds {part.name!r} as {array.dtype}; expected {dtype}")
     try:
         restored = part.restore(array)
     except (ValueError, IndexError):
@@ -599,6 +618,7 @@ def write_model(
     Raises:
       InputError: the folder holds something, or cannot be written.
     """
+    folder = folder.resolve()  # of ".", the parent is another
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         check_new_folder(folder)

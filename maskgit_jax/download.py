@@ -236,17 +236,18 @@ def _install(
     try:
         if source.suffix == RELEASED:
             params = parse_checkpoint(part.read_bytes(), source=url)
-            check_params(params, manifest, source=url)
-            part.replace(target)
-            record_checksum(target)
-            return
-        params = _convert(part, kind, config)
+        else:
+            params = _convert(part, kind, config)
         check_params(params, manifest, source=url)
     except InputError as error:
         part.unlink()
         raise _SourceError(f"{error}; the download was deleted") from None
-    write_checkpoint(target, params)
-    part.unlink()
+    if source.suffix == RELEASED:
+        part.replace(target)
+        record_checksum(target)
+    else:
+        write_checkpoint(target, params)
+        part.unlink()
 
 
 def _convert(part: Path, kind: str, config: ModelConfig) -> conversion.Params:

@@ -177,7 +177,7 @@ def _check_heads(path: Path, params: Any, num_heads: int) -> None:
     try:
         kernel = params["TransformerLayer_0"]["Attention_0"]["self_attention"]["query"]["kernel"]
         heads = kernel.shape[1]
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, AttributeError):
         return  # Not such a checkpoint at all: the general check says what is missing.
     if heads != num_heads:
         raise InputError(

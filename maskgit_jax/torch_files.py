@@ -25,6 +25,7 @@ _CONSTRUCTORS = (
 )
 _LARGEST_INDEX = 4 << 20  # bytes of data.pkl; a tensor takes about a hundred
 _MOST_AXES = 8
+_MOST_READ = 4  # times the file's size: parts of a storage are read with all of it
 _BYTES = np.dtype(np.float32).itemsize
 
 
@@ -88,24 +89,42 @@ class TorchFile(Mapping[str, np.ndarray]):
             self._tensors = _state_dict(_interpret(index))
             for name, tensor in self._tensors.items():
                 self._check(name, tensor)
+            # Else small parts of one large storage would be read with all of it, again and again.
+            total = sum(tensor.storage.size for tensor in self._tensors.values()) * _BYTES
+            if total > _MOST_READ * path.stat().st_size:
+                raise _RefusedError("tensors that are small parts of large storages")
+        self._newest: tuple[_Storage, np.ndarray] | None = None
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
+        numbers = self._numbers(name, tensor.storage)
+        strides = [_BYTES * stride for stride in tensor.strides]
+        view = np.lib.stride_tricks.as_strided(
+            numbers[tensor.offset :], tensor.shape, strides, writeable=False
+        )
+        # A copy of a part: a view would keep all of the storage.
+        return view if view.size == numbers.size else view.copy()
+
+    def _numbers(self, name: str, storage: _Storage) -> np.ndarray:
+        """A storage, whole: so its checksum is compared. The newest is kept for its next part."""
+        if self._newest is not None and self._newest[0] == storage:
+            return self._newest[1]
         with self._reading():
-            numbers = np.empty(tensor.storage.size, "<f4")
-            with self._zip.open(self._member(tensor.storage)) as file:
+            numbers = np.empty(storage.size, "<f4")
+            with self._zip.open(self._member(storage)) as file:
                 # Read to the end: there the archive's checksum is compared.
                 view, filled = memoryview(numbers).cast("B"), 0
                 while count := file.readinto(view[filled:]):
                     filled += count
                 if filled < numbers.nbytes or file.read(1):
                     raise _RefusedError(f"a storage of another size than its entry for {name!r}")
-        strides = [_BYTES * stride for stride in tensor.strides]
-        view = np.lib.stride_tricks.as_strided(
-            numbers[tensor.offset :], tensor.shape, strides, writeable=False
-        )
-        return view.astype(np.float32, copy=False)
+        numbers = numbers.astype(np.float32, copy=False)
+        self._newest = storage, numbers
+        return numbers
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -143,6 +162,16 @@ class TorchFile(Mapping[str, np.ndarray]):
 
     def _reading(self) -> "_Reading":
         return _Reading(self._path)
+
+
+def is_torch_archive(path: Path) -> bool:
+    """Whether a zip archive has a PyTorch file's index; true of one too damaged to say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    # Foreign bytes make zipfile raise several types.
+    except Exception:
+        return True
 
 
 class _Reading:
@@ -314,7 +343,12 @@ def _dict(value: Any) -> dict[Any, Any]:
 
 
 def _set(target: Any, items: list[Any]) -> None:
-    # No other keys: hashing a deeply nested tuple recurses without a limit.
-    if len(items) % 2 or not all(isinstance(key, str | int) for key in items[::2]):
+    # No other keys: hashing a deeply nested tuple recurses without a limit, and large numbers can
+    # be chosen to collide.
+    if len(items) % 2 or not all(_is_key(key) for key in items[::2]):
         raise _RefusedError("a dict whose keys are no strings")
     _dict(target).update(zip(items[::2], items[1::2], strict=True))
+
+
+def _is_key(key: Any) -> bool:
+    return type(key) is str or (type(key) is int and 0 <= key < 2**31)

@@ -13,6 +13,7 @@ from flax import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskgit_jax import checkpoint
 from maskgit_jax.checkpoint import (
     check_params,
     manifest_of,
@@ -350,3 +351,31 @@ def test_check_tells_every_kind_of_deviation_in_one_line():
     message = error_of(check_params, params, manifest, source="x")
     for found in ("missing", "unexpected", "wrong shape", "wrong dtype", "NaN"):
         assert found in message
+
+
+def test_a_file_that_is_being_replaced_is_not_called_damaged(tmp_path, monkeypatch):
+    """A kill between the file and its checksum leaves a good file."""
+    path = tmp_path / "x"
+    write_checkpoint(path, make_params())
+    note = checkpoint._note_checksum
+
+    def killed(path, found):
+        if found is not None:
+            raise KeyboardInterrupt
+        note(path, found)
+
+    monkeypatch.setattr(checkpoint, "_note_checksum", killed)
+    changed = jax.tree.map(lambda x: x + 1, make_params())
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(path, changed)
+    jax.tree.map(np.testing.assert_array_equal, read_checkpoint(path), changed)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]"])
+def test_damaged_checksums(tmp_path, text):
+    path = tmp_path / "x"
+    write_checkpoint(path, make_params())
+    (tmp_path / "checksums.json").write_text(text)
+    assert "checksums.json is damaged" in error_of(read_checkpoint, path)
+    write_checkpoint(path, make_params())
+    read_checkpoint(path)

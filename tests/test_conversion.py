@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import serialization
 from flax.traverse_util import flatten_dict
 
 from maskgit_jax import checkpoint, conversion
@@ -152,6 +153,29 @@ def test_damaged_weights_do_not_load(tmp_path, config, form):
         load_model(folder)
 
 
+def test_files_that_are_no_weights_are_passed_over(tmp_path, config):
+    convert([GOLDEN], config, tmp_path / "m")
+    np.savez(tmp_path / "m" / "training_ids.npz", np.zeros(3))
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    found = conversion.find_weights([tmp_path / "m"], config)
+    assert {w.path.name for w in found.values()} == {"maskgit_checkpoint", "tokenizer_checkpoint"}
+
+
+def test_weights_of_another_type_and_names_with_points_are_refused(tmp_path, config):
+    params = jax.tree.map(np.array, checkpoint.read_checkpoint(GOLDEN / "tokenizer_checkpoint"))
+    params["quantizer"]["codebook"] = params["quantizer"]["codebook"].astype(np.float16)
+    checkpoint.write_checkpoint(tmp_path / "half", params)
+    (weights,) = conversion.open_weights(tmp_path / "half", config)
+    with pytest.raises(InputError, match=r"'quantizer\.codebook' as float16; expected float32"):
+        conversion.compare(weights, weights, config)
+    data = serialization.to_bytes(
+        {"params": {"quantizer": {"a": np.ones(1)}, "quantizer.a": np.ones(1)}}
+    )
+    (tmp_path / "point").write_bytes(data)
+    with pytest.raises(InputError, match=r"expected names without '\.'"):
+        conversion.open_weights(tmp_path / "point", config)
+
+
 def test_equal_copies_in_one_folder_are_one(config):
     weights = conversion.find_weights([SAMPLES], config)
     assert {w.path.name for w in weights.values()} == {"maskgit.ckpt", "tokenizer.ckpt"}
@@ -216,11 +240,15 @@ def test_command(tmp_path):
             "convert": [config, f"--source={','.join(torch)}", "--output_dir=new/m"],
             "again": [config, "--source=new/m", "--output_dir=b", "--format=safetensors"],
             "same": [config, f"--source={SAMPLES}", f"--compare_with={GOLDEN}"],
+            "half": [config, f"--source={torch[1]}", f"--compare_with={SAMPLES}"],
+            "here": [config, f"--source={GOLDEN}", "--output_dir=empty/.."],
             "differs": [config, f"--source={both}", f"--compare_with={GOLDEN}", "--output_dir=c"],
         },
         cwd=tmp_path,
     )
-    assert [end.status for end in ended.values()] == [None, None, None, 1]
+    assert ended.pop("here").status == 2  # a parent, not empty
+    assert [end.status for end in ended.values()] == [None, None, None, None, 1]
+    assert "maskgit: not compared, on one side alone" in ended["half"].output
     assert "0.5 M parameters converted" in ended["convert"].output
     assert "use it with --model=new/m" in ended["convert"].output
     assert "maskgit: all 73 arrays are equal, bit for bit" in ended["same"].output
@@ -257,6 +285,7 @@ def test_command_refuses(tmp_path):
     other["transformer"] |= {"num_layers": 4, "hidden_size": 64}
     (tmp_path / "wide.json").write_text(json.dumps(other))
     out = "--output_dir=out"
+    sides = ("source", "tokenizer.ckpt"), ("compare_with", "maskgit.ckpt")
 
     def source(name):
         return [config, f"--source={name},{SAMPLES / 'tokenizer.ckpt'}", out]
@@ -280,6 +309,10 @@ def test_command_refuses(tmp_path):
             "another": (source("judge.ckpt"), "holds 1 arrays, 'fc.weight' first; expected a"),
             "one half": ([config, f"--source={SAMPLES / 'tokenizer.ckpt'}", out], "no transformer"),
             "empty": ([config, "--source=empty", out], "empty holds no files of weights"),
+            "nothing to compare": (
+                [config, *(f"--{name}={SAMPLES / file}" for name, file in sides)],
+                "--source has the tokenizer, --compare_with the maskgit: nothing to compare",
+            ),
             "used": ([config, f"--source={good}", "--output_dir=full"], "full exists and is not"),
             "file": ([config, f"--source={good}", "--output_dir=cut.ckpt/x"], "cannot be written"),
             "layers": ([f"--source={good}", "--config=three.json", out], "12 unexpected"),

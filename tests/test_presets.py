@@ -141,3 +141,25 @@ def test_layers_have_names():
     assert read_layers("3,0", 5) == [3, 0]
     with pytest.raises(InputError, match="layers=early: no layers: choose some of 0 to 0"):
         read_layers("early", 1)
+
+
+@pytest.mark.parametrize(
+    ("power", "given", "expected"),
+    [
+        (4.0, [], 4.0),
+        (4.0, ["--guidance_schedule=constant"], 0.0),
+        (4.0, ["--guidance_schedule=rising"], 4.0),
+        (4.0, ["--guidance_schedule=rising", "--guidance_power=2"], 2.0),
+        (0.0, ["--guidance_schedule=rising"], 1.0),
+    ],
+)
+def test_the_guidance_schedule_of_presets_and_flags(tmp_path, power, given, expected):
+    presets = {"masksketch": {"guidance_power": power, "layers": "all"}}
+    config = read_config(write(tmp_path, presets=presets))
+    flags.FLAGS(["test", *given])
+    try:
+        assert guidance_flags.read(config).settings.guidance_power == expected
+    finally:
+        flags.FLAGS.unparse_flags()
+        for name in ("guidance_schedule", "guidance_power"):
+            flags.FLAGS[name].unparse()

@@ -137,7 +137,10 @@ def test_bad_input_is_one_line_and_status_2(folder):
         "steps": ([*auto, "--num_steps=0"], "--num_steps=0"),
         "samples": ([*auto, "--num_samples=0"], "--num_samples=0"),
         "temperature": ([*auto, "--temperature=-1"], "--temperature=-1"),
-        "token": ([*auto, "--token_temperature=0"], "token_temperature is 0"),
+        "token": (
+            [*auto, "--token_temperature=0"],
+            "0.0: expected 1e-06 to 100",
+        ),
         "seed": ([*auto, "--seed=-1"], "--seed=-1"),
         "model": ([*auto, "--model=imagenet"], "imagenet256"),
     }

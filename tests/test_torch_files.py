@@ -128,6 +128,7 @@ SYSTEM = b"\x80\x02cposix\nsystem\n(" + text("echo") + b"tR."
         (b"\x80\x02N.", "no dict of tensors"),
         (b"\x80\x02}.", "no dict of tensors"),
         (b"\x80\x02}" + text("a") + integer(1) + b"s.", "'a' that is no named tensor"),
+        (b"\x80\x02}\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"Ns.", "keys are no strings"),
         (b"\x80\x02}" + b")" + integer(1) + b"s.", "a dict whose keys are no strings"),
         (b"\x80\x02)" + text("a") + integer(1) + b"s.", "entries added to what is no dict"),
         (b"\x80\x02N" + integer(1) + b"a.", "items added to what is no list"),
@@ -169,6 +170,25 @@ def test_archives_that_are_none_of_pytorch_s(tmp_path):
     with zipfile.ZipFile(big, "a") as archive:
         archive.writestr("archive/byteorder", "big")
     assert "not little-endian" in refused(path)
+
+
+def test_parts_of_one_storage_do_not_keep_it(tmp_path):
+    storage = np.arange(40, dtype=np.float32)
+    entries = {"a": tensor("0", (2,), size=40), "b": tensor("0", (36,), offset=4, size=40)}
+    file = TorchFile(write_archive(tmp_path / "x", index_of(entries), {"0": storage}))
+    assert [file[name].base is None for name in file] == [True, True]
+    np.testing.assert_array_equal(file["b"], storage[4:])
+    assert "a" in file and "c" not in file
+    many = {f"a{i}": tensor(str(i % 2), (2,), size=9000) for i in range(40)}
+    numbers = np.zeros(9000, np.float32)
+    path = write_archive(tmp_path / "x", index_of(many), {"0": numbers, "1": numbers})
+    assert "small parts of large storages" in refused(path)
+
+
+def test_names_are_looked_up_without_reading(monkeypatch):
+    file = TorchFile(SAMPLES / "maskgit.ckpt")
+    monkeypatch.setattr(TorchFile, "__getitem__", None)
+    assert "bias" in file and "nothing" not in file
 
 
 def test_members_that_claim_more_than_the_file(tmp_path):
