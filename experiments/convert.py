@@ -25,6 +25,7 @@ from maskgit_jax import conversion, download
 from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import model_config
+from maskgit_jax.weight_layouts import KINDS
 
 _SOURCE = flags.DEFINE_list("source", None, "Files with the weights, or folders of such files.")
 _CONFIG = flags.DEFINE_string(
@@ -54,7 +55,7 @@ def main() -> None:
         raise InputError("--output_dir is missing: name a new folder for the model")
     config = _read_config(_CONFIG.value)
     # To compare, the halves that both sides have are enough.
-    kinds = conversion.KINDS if _OUTPUT_DIR.value else ()
+    kinds = KINDS if _OUTPUT_DIR.value else ()
     weights = conversion.find_weights(_SOURCE.value, config, kinds)
     if _COMPARE_WITH.value and not _compare(weights, config):
         sys.exit(1)
@@ -75,7 +76,7 @@ def _compare(weights: dict[str, conversion.Weights], config: ModelConfig) -> boo
             "nothing to compare"
         )
     same = True
-    for kind in conversion.KINDS:
+    for kind in KINDS:
         if kind not in weights or kind not in others:
             print(f"{kind}: not compared, on one side alone")
             continue

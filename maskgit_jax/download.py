@@ -31,8 +31,8 @@ from maskgit_jax.checkpoint import (
     write_checkpoint,
 )
 from maskgit_jax.config import ModelConfig, read_config, write_config
-from maskgit_jax.conversion import KINDS
 from maskgit_jax.errors import InputError, printable
+from maskgit_jax.weight_layouts import KINDS
 
 
 class Source(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from maskgit_jax import checkpoint, conversion, download
+from maskgit_jax import checkpoint, conversion, download, weight_layouts
 from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError
@@ -160,7 +160,7 @@ def _load_params(folder: Path, kind: str, config: ModelConfig) -> Any:
             raise InputError(f"{both} holds no {kind}: convert the model again")
         params = conversion.read_weights(weights[kind], config)
     else:
-        expected = checkpoint.manifest_of(conversion.model_shapes(kind, config))
+        expected = checkpoint.manifest_of(weight_layouts.model_shapes(kind, config))
         params = checkpoint.read_checkpoint(path, checkpoint.largest_file(expected))
         # The configuration is what the code would run; the file decides whether that is true.
         if kind == "maskgit":

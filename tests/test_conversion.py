@@ -8,7 +8,7 @@ import safetensors.numpy
 from flax import serialization
 from flax.traverse_util import flatten_dict
 
-from maskgit_jax import checkpoint, conversion
+from maskgit_jax import checkpoint, conversion, weight_layouts
 from maskgit_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, read_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import load_model
@@ -61,9 +61,9 @@ def random_params(config, seed=0):
     return {
         kind: jax.tree.map(
             lambda x: rng.standard_normal(x.shape, np.float32),
-            conversion.model_shapes(kind, config),
+            weight_layouts.model_shapes(kind, config),
         )
-        for kind in conversion.KINDS
+        for kind in weight_layouts.KINDS
     }
 
 
@@ -105,7 +105,7 @@ def test_other_sizes(tmp_path, copy, sizes):
     params = random_params(config)
     paths = [
         write_torch(tmp_path / f"{kind}.ckpt", renamed(kind, params[kind], config, copy))
-        for kind in conversion.KINDS
+        for kind in weight_layouts.KINDS
     ]
     for kind, weights in conversion.find_weights(paths, config).items():
         assert weights.layout == copy

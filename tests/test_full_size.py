@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import maskgit_jax
-from maskgit_jax import conversion
+from maskgit_jax import weight_layouts
 from maskgit_jax.config import read_config
 from tests.commands import ROOT
 from tests.torch_writer import renamed, write_torch
@@ -69,8 +69,8 @@ def test_two_guided_steps_of_the_256_model_from_the_copies_files(large_folder, c
         return mean + rng.standard_normal(x.shape, np.float32) / 50
 
     served.mkdir()
-    for kind in conversion.KINDS:
-        params = jax.tree_util.tree_map_with_path(fill, conversion.model_shapes(kind, config))
+    for kind in weight_layouts.KINDS:
+        params = jax.tree_util.tree_map_with_path(fill, weight_layouts.model_shapes(kind, config))
         sizes.append(sum(x.size for x in jax.tree.leaves(params)))
         arrays = renamed(kind, params, config, "maskgit-torch")
         write_torch(served / f"{kind}_imagenet256.ckpt", arrays, wrapped=True)
