@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -235,7 +236,7 @@ def _parse(name: str) -> list[Any]:
     return values
 
 
-def _parse_layers(text: str, num_layers: int) -> list[int] | None:
+def _parse_layers(text: str, num_layers: int) -> Sequence[int] | None:
     half = num_layers // 2
     named = {"all": None, "early": range(half), "late": range(half, num_layers)}
     name = text.strip().lower()
