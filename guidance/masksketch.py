@@ -309,11 +309,11 @@ def token_distances(
     divergence: str = "jeffreys",
     kernel: str = "jnp",
 ) -> Float[Array, "B S"]:
-    """Each token's structure distance, of samples with nothing hidden."""
-    params = model.params_on_devices
-    return _distances(
-        model.transformer, divergence, kernel, params, used_layers, guide.target, tokens
-    )
+    """Each token's structure distance, of samples with nothing hidden; the guide is `begin`'s."""
+    choices = model.transformer, divergence, kernel
+    spread = spread_over_devices(tokens)
+    found = _distances(*choices, model.params_on_devices, used_layers, guide.target, spread)
+    return found[: len(tokens)]
 
 
 def _paper_ids(model: Model) -> Int[Array, "N"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maskgit_jax import checkpoint, conversion, download, weight_layouts
@@ -49,7 +50,7 @@ class Model:
     tokenizer: Tokenizer
     tokenizer_params: Any
 
-    def encode(self, images: Float[Array, "b H W 3"]) -> Int[Array, "b N"]:
+    def encode(self, images: Float[Array | np.ndarray, "b H W 3"]) -> Int[Array, "b N"]:
         """Ids, in [0, K), of square pictures in [0, 1]."""
         ids = self._encode({"params": self.tokenizer_params}, images)
         return ids.reshape(len(ids), -1)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+from jaxtyping import TypeCheckError
 
 from experiments import metrics
 from maskgit_jax import world
@@ -15,6 +16,12 @@ def square(top: int, left: int, side: int) -> np.ndarray:
     mask = np.zeros((10, 10), bool)
     mask[top : top + side, left : left + side] = True
     return mask
+
+
+def test_shapes_in_the_annotations_of_experiments_are_checked():
+    """As in the other packages, while tests run: these would broadcast."""
+    with pytest.raises(TypeCheckError, match="silhouette_iou"):
+        metrics.silhouette_iou(np.zeros((1, 4, 4), bool), np.zeros((3, 4, 4), bool))
 
 
 def test_mean_and_error_of_known_samples():
