@@ -84,7 +84,10 @@ def main() -> None:
 
     held_out, parts, labels = draw_scenes(HELD_OUT_SEED, _NUM_HELD_OUT.value)
     photos = to_float(held_out)
-    for kind, images in (("photos", photos), ("roughened", np.asarray(roughen(key, photos)))):
+    for kind, images in (
+        ("photos", photos),
+        ("roughened", np.asarray(jax.jit(roughen)(key, photos))),
+    ):
         verdict = predict(judge, state.average, images)
         for name, values in (
             ("class accuracy", verdict.labels == labels),

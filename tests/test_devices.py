@@ -25,7 +25,8 @@ SAMPLING = ("--model=model", "--num_steps=2", "--batch_size=3")
 CLASSES = (*SAMPLING, "--labels=house,fish,cup", "--num_samples=1")
 EDIT = (*SAMPLING, "--image=photo.png", "--label=house", "--num_samples=3")
 TRAINING = ("--num_images=8", "--num_held_out=8", "--batch_size=8", "--num_steps=2")
-TRAINING += ("--log_every=1", "--validate_every=2", "--save_every=2")
+TRAINING += ("--log_every=1", "--save_every=2")
+UNSEEN = "--validate_every=0"
 COMMANDS = {
     "sketch": ("sketch", *SAMPLING, "--num_samples=3"),
     "maskgit": ("generate", *CLASSES, "--sampler=maskgit"),
@@ -52,10 +53,20 @@ COMMANDS = {
     "train_tokenizer": (
         *("train_tokenizer", *TRAINING, "--init_from=model", "--model_dir=trained"),
         "--sample_every=0",
+        UNSEEN,
     ),
-    "train_transformer": ("train_transformer", *TRAINING, "--model_dir=trained"),
-    "tune_energy": ("tune_energy", *TRAINING, "--init_from=model", "--model_dir=energy"),
-    "tune_iterative": ("tune_iterative", *TRAINING, "--init_from=model", "--model_dir=iterative"),
+    "train_transformer": (
+        *("train_transformer", *TRAINING, "--model_dir=trained"),
+        "--validate_every=2",
+    ),
+    "tune_energy": ("tune_energy", *TRAINING, "--init_from=model", "--model_dir=energy", UNSEEN),
+    "tune_iterative": (
+        "tune_iterative",
+        *TRAINING,
+        "--init_from=model",
+        "--model_dir=iterative",
+        UNSEEN,
+    ),
     "train_judge": (
         *("train_judge", "--num_images=8", "--num_held_out=8", "--batch_size=8"),
         "--num_steps=1",
@@ -128,17 +139,18 @@ def test_no_command_writes_numbers_that_json_does_not_have(folders):
 
 
 def quick_to_compile() -> str:
-    """Flags for XLA: most of the time goes into compiling. A flag that it lacks would end it."""
-    flags = ["--xla_backend_optimization_level=0"]
+    """Flags for XLA: most of the time goes into compiling. One that it lacks would end it."""
+    flags = {"xla_backend_optimization_level": "0"}
     library = next(Path(jaxlib.__file__).parent.glob("libjax_common.*"), None)
     if library is not None:
-        with (
-            library.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            if data.find(b"xla_cpu_use_fusion_emitters") >= 0:
-                flags.append("--xla_cpu_use_fusion_emitters=false")
-    return " ".join(flags)
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as x:
+            for name, value in {
+                "xla_cpu_use_fusion_emitters": "false",
+                "xla_cpu_parallel_codegen_split_count": "1",
+            }.items():
+                if x.find(name.encode()) >= 0:
+                    flags[name] = value
+    return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
 @pytest.mark.slow
