@@ -55,7 +55,7 @@ class Model:
         ids = self._encode({"params": self.tokenizer_params}, images)
         return ids.reshape(len(ids), -1)
 
-    def decode(self, ids: Int[Array, "b N"]) -> Float[Array, "b H W 3"]:
+    def decode(self, ids: Int[Array | np.ndarray, "b N"]) -> Float[Array, "b H W 3"]:
         """Pictures, about in [0, 1], of image ids."""
         side = self.config.tokenizer.latent_size
         return self._decode({"params": self.tokenizer_params}, ids.reshape(-1, side, side))
