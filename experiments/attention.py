@@ -26,9 +26,11 @@ from absl import flags
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli
-from experiments.attention_figures import draw_attention, draw_distances
-from experiments.attention_maps import (
+from experiments.app import cli
+from experiments.app.files import to_json
+from experiments.demo_world import world
+from experiments.studies.attention_figures import draw_attention, draw_distances
+from experiments.studies.attention_maps import (
     attention_inputs,
     centre_token,
     other_pairs,
@@ -37,16 +39,14 @@ from experiments.attention_maps import (
     separation,
     token_attention,
 )
-from experiments.files import to_json
-from experiments.tradeoff import check_matplotlib
+from experiments.studies.tradeoff import check_matplotlib
 from guidance.structure import DIVERGENCES, layer_distances
-from maskgit_jax import world
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, read_image, save_png, to_float
-from maskgit_jax.inference import AttentionInputs
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
+from maskgit_jax.networks.stacked import AttentionInputs
 
 _MODEL = flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512, or a model folder.")
 _SEED = flags.DEFINE_integer("seed", 1, "The world's seed: 1 is held out, models train on 0.")

@@ -22,16 +22,16 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, guidance_flags
-from experiments.benchmark_cost import VARIANTS, sketches_table, step_table
-from experiments.benchmark_plain import ABSENT
-from experiments.benchmark_report import Measured, case_table, cases_table, summary
-from experiments.benchmark_worker import RATE, TASKS, Job, serve
-from experiments.files import to_json
-from maskgit_jax import download
+from experiments.app import cli, guidance_flags
+from experiments.app.files import to_json
+from experiments.benchmarks.cost import VARIANTS, sketches_table, step_table
+from experiments.benchmarks.plain import ABSENT
+from experiments.benchmarks.tables import Measured, case_table, cases_table, summary
+from experiments.benchmarks.worker import RATE, TASKS, Job, serve
+from maskgit_jax.checkpoints import download
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import read_layers
 from maskgit_jax.model import model_config
-from maskgit_jax.presets import read_layers
 
 flags.adopt_module_key_flags(guidance_flags)
 flags.FLAGS.set_default("num_steps", ["8"])

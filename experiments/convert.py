@@ -20,12 +20,12 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import cli
-from maskgit_jax import conversion, download
+from experiments.app import cli
+from maskgit_jax.checkpoints import conversion, download
+from maskgit_jax.checkpoints.layouts import KINDS
 from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import model_config
-from maskgit_jax.weight_layouts import KINDS
 
 _SOURCE = flags.DEFINE_list("source", None, "Files with the weights, or folders of such files.")
 _CONFIG = flags.DEFINE_string(

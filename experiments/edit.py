@@ -25,22 +25,16 @@ from absl import flags
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
-from experiments import cli, guidance_flags
-from experiments.batches import Batch, make_batches
-from experiments.edit_picture import box_mask, finish, outlined, prepare, read_mask, resize
-from experiments.edit_sampling import (
-    SIDES,
-    EditSettings,
-    Growth,
-    chosen_settings,
-    follow_sketch,
-    grow,
-    remake,
-)
-from experiments.guidance_flags import GuidanceFlags
-from experiments.sample_folder import check_not_replaced, write_samples
+from experiments.app import cli, guidance_flags
+from experiments.app.batches import Batch, make_batches
+from experiments.app.guidance_flags import GuidanceFlags
+from experiments.app.sample_folder import check_not_replaced, write_samples
+from guidance.inpaint import follow_sketch
 from maskgit_jax.config import ModelConfig
-from maskgit_jax.editing import fit_mask
+from maskgit_jax.editing.canvas import box_mask, finish, outlined, prepare, read_mask, resize
+from maskgit_jax.editing.inpaint import EditSettings, chosen_settings, remake
+from maskgit_jax.editing.masks import fit_mask
+from maskgit_jax.editing.outpaint import SIDES, Growth, grow
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import MAX_PIXELS, make_grid, read_image
 from maskgit_jax.labels import find_label

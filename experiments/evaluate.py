@@ -3,9 +3,9 @@
     python -m experiments.evaluate --model=demo --num_sketches=100 --output_dir=runs/evaluation
 
 Takes held-out scenes of the demo world, decodes from each one's sketch and label, and asks the
-judge (`experiments/judge.py`) where the object and its parts are and what it is. Prints one table
-in Markdown: figures ± standard errors. With --output_dir also writes `evaluation.json` and
-`grid.png` (rows: what guided, guided, unguided, photo).
+judge (`experiments/demo_world/judge.py`) where the object and its parts are and what it is. Prints
+one table in Markdown: figures ± standard errors. With --output_dir also writes `evaluation.json`
+and `grid.png` (rows: what guided, guided, unguided, photo).
 
 Columns. Like the sketch: overlap of the object with the scene's (IoU) and of its parts (part mIoU),
 agreement of edges with the drawing's lines (F-score within 1/24 of the side, mean distance in
@@ -35,11 +35,17 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
-from experiments import cli, guidance_flags, tradeoff
-from experiments.demo_world import EVAL_SEED, REFERENCE_SEED, load_demo_world_model
-from experiments.drawings import label_of_path
-from experiments.files import to_json
-from experiments.generation import (
+from experiments.app import cli, guidance_flags
+from experiments.app.drawings import label_of_path
+from experiments.app.files import to_json
+from experiments.app.guidance_flags import GuidanceFlags
+from experiments.app.pictures import picture_files
+from experiments.app.tables import Figures, cell, markdown_table
+from experiments.demo_world.held_out import EVAL_SEED, REFERENCE_SEED, load_demo_world_model
+from experiments.demo_world.judge import load_judge, predict
+from experiments.metrics.measures import mean_and_error, other_drawings, psnr, ssim
+from experiments.studies import tradeoff
+from experiments.studies.samples import (
     Pictures,
     decode,
     encode,
@@ -47,18 +53,13 @@ from experiments.generation import (
     sample_unguided,
     structure_distances,
 )
-from experiments.guidance_flags import GuidanceFlags
-from experiments.image_sets import picture_files
-from experiments.judge import load_judge, predict
-from experiments.metrics import (
-    Figures,
-    mean_and_error,
-    other_drawings,
-    psnr,
-    ssim,
+from experiments.studies.scenes import (
+    COLUMNS,
+    Scenes,
+    draw_scenes,
+    measure_pictures,
+    reference_features,
 )
-from experiments.scenes import COLUMNS, Scenes, draw_scenes, measure_pictures, reference_features
-from experiments.tables import cell, markdown_table
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float
 from maskgit_jax.model import Model

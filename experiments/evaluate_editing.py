@@ -6,9 +6,10 @@ Takes held-out photos of the demo world. Inpainting: a centred box of half the h
 width is made anew. Outpainting: the right half is cut off and made anew from the left one. Beside
 the photos themselves and photos whose hole has the mean colour of the rest, each row tells:
 
-- class: the share of pictures that the judge (`experiments/judge.py`) takes for the wanted class;
+- class: the share of pictures that the judge (`experiments/demo_world/judge.py`) takes for the
+  wanted class;
 - edge: the colour's step across the hole's outline, as a multiple of that in the photos;
-- seam: the largest such multiple from there to where the blend ends (`edit_measures.seam`);
+- seam: the largest such multiple from there to where the blend ends (`seams.seam`);
 - kept: the share of pictures that are the photo, bit by bit, beyond the blend.
 
 "as the next class" asks for another class than the photo's (class-conditional editing). Prints two
@@ -23,23 +24,24 @@ from absl import flags
 from jaxtyping import Bool, Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, edit_flags
-from experiments.batches import in_batches
-from experiments.datasets import draw_pictures
-from experiments.demo_world import EVAL_SEED, load_demo_world_model
-from experiments.edit_measures import (
+from experiments.app import cli, edit_flags
+from experiments.app.batches import in_batches
+from experiments.app.files import to_json
+from experiments.app.tables import Figures, markdown_table
+from experiments.demo_world.held_out import EVAL_SEED, load_demo_world_model
+from experiments.demo_world.judge import load_judge, predict
+from experiments.metrics.measures import mean_and_error
+from experiments.metrics.seams import (
     mean_colour_fill,
     ratio_and_error,
     seam,
     seam_steps,
 )
-from experiments.edit_picture import blend_radius, finish, prepare
-from experiments.edit_sampling import EditSettings, Growth, decode, encode, grow, remake
-from experiments.files import to_json
-from experiments.judge import load_judge, predict
-from experiments.metrics import Figures, mean_and_error
-from experiments.tables import markdown_table
-from maskgit_jax.editing import blend_weights
+from experiments.training.datasets import draw_pictures
+from maskgit_jax.editing.canvas import blend_radius, finish, prepare
+from maskgit_jax.editing.inpaint import EditSettings, decode, encode, remake
+from maskgit_jax.editing.masks import blend_weights
+from maskgit_jax.editing.outpaint import Growth, grow
 from maskgit_jax.images import make_grid, save_png, to_float
 from maskgit_jax.model import Model
 

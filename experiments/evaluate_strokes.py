@@ -11,8 +11,8 @@ kept there, in `strokes.jsonl` and `columns`: a stopped evaluation goes on.
 Columns. Faithful to the stroke: mean absolute difference of the colours inside it (channels in
 [0, 1]; all, inversion, counterfactual), the same as CIE Lab ΔE, share of the region's ids that are
 the painted picture's. Realistic: share of pictures of the right class by the judge
-(experiments/judge.py), and the seam, the steps across the stroke's outline against those of the
-photo (1: as in the photo; a counterfactual stroke cannot be 1).
+(experiments/demo_world/judge.py), and the seam, the steps across the stroke's outline against those
+of the photo (1: as in the photo; a counterfactual stroke cannot be 1).
 
 Rows. The photo, the stroke as painted, and the methods of `experiments.stroke`, those with a
 confidence at several. --energy and --iterative_model, the results of experiments.tune_energy and
@@ -27,19 +27,19 @@ from absl import flags
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, digests, edit_flags, files, judge
-from experiments.batches import in_batches
-from experiments.demo_world import EVAL_SEED, load_demo_world_model
-from experiments.edit_measures import seam, seam_steps
-from experiments.edit_picture import EditPicture, finish, outlined, prepare
-from experiments.edit_sampling import EditSettings
-from experiments.metrics import Figures, mean_and_error
-from experiments.stroke_measures import colour_distance, lab_distance, part_stroke
-from experiments.stroke_sampling import CONFIDENT, follow_strokes, read_energy
-from experiments.strokes_plot import check_matplotlib, plot_confidence
-from experiments.tables import markdown_table, read_figures, read_finished
+from experiments.app import cli, digests, edit_flags, files
+from experiments.app.batches import in_batches
+from experiments.app.tables import Figures, markdown_table, read_figures, read_finished
+from experiments.demo_world import judge, world
+from experiments.demo_world.held_out import EVAL_SEED, load_demo_world_model
+from experiments.metrics.measures import mean_and_error
+from experiments.metrics.seams import seam, seam_steps
+from experiments.metrics.strokes import colour_distance, lab_distance, part_stroke
+from experiments.studies.strokes_plot import check_matplotlib, plot_confidence
+from guidance.stroke_sampling import CONFIDENT, follow_strokes, read_energy
 from guidance.strokes import automatic_stroke
-from maskgit_jax import world
+from maskgit_jax.editing.canvas import EditPicture, finish, outlined, prepare
+from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, read_image, save_png, to_float
 from maskgit_jax.model import Model

@@ -25,21 +25,21 @@ from absl import flags
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from experiments import cli, digests
-from experiments.batches import make_batches
-from experiments.generate_folder import FORMATS, GenerateFolder
-from experiments.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
-from experiments.image_sets import ImageSet
-from experiments.inception import load_inception
-from experiments.scoring import FEWEST, open_images, score
+from experiments.app import cli, digests
+from experiments.app.batches import make_batches
+from experiments.app.generate_folder import FORMATS, GenerateFolder
+from experiments.app.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
+from experiments.app.pictures import ImageSet
+from experiments.metrics.inception import load_inception
+from experiments.metrics.scoring import FEWEST, open_images, score
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
-from maskgit_jax.decoding import MASK_ID
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_uint8
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
-from maskgit_jax.remdm import STRATEGIES, WINDOWS
-from maskgit_jax.schedules import SCHEDULE_NAMES
+from maskgit_jax.sampling.loop import MASK_ID
+from maskgit_jax.sampling.remdm import STRATEGIES, WINDOWS
+from maskgit_jax.sampling.schedules import SCHEDULE_NAMES
 
 _MOST = 10**6
 _COLUMNS_UP_TO = 12

@@ -5,38 +5,40 @@
 
 MaskGIT (arXiv:2202.04200), appendix A. Of each picture a random share of the ids, the mask ratio,
 is hidden and made anew, twice with other masks. Prints a table: PSNR and perceptual distance
-(`maskgit_jax/perceptual.py`) of picture and reconstruction, and that of the two reconstructions,
-their diversity; ratio 0 is the tokenizer's round trip. The masks of a picture grow with the ratio.
-With --output_dir also writes `reconstruction.json`, `reconstruction.png` (the curves) and
-`grid.png` (for each picture: what is left of it, then what was made of that, ratio by ratio).
+(`maskgit_jax/training/perceptual.py`) of picture and reconstruction, and that of the two
+reconstructions, their diversity; ratio 0 is the tokenizer's round trip. The masks of a picture grow
+with the ratio. With --output_dir also writes `reconstruction.json`, `reconstruction.png` (the
+curves) and `grid.png` (for each picture: what is left of it, then what was made of that, ratio by
+ratio).
 
 The pictures are held-out photos of the demo world, or those of a folder, named CLASS_ANYTHING.png
 or in a sub-folder for each class.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, edit_flags
-from experiments.batches import in_batches
-from experiments.datasets import draw_pictures
-from experiments.demo_world import EVAL_SEED, load_demo_world_model
-from experiments.drawings import label_of_path
-from experiments.edit_sampling import EditSettings, decode, encode, random_mask, remake
-from experiments.files import to_json
-from experiments.image_sets import picture_files
-from experiments.metrics import Figures, mean_and_error, psnr
-from experiments.tables import markdown_table
-from experiments.tradeoff import check_matplotlib
+from experiments.app import cli, edit_flags
+from experiments.app.batches import in_batches
+from experiments.app.drawings import label_of_path
+from experiments.app.files import to_json
+from experiments.app.pictures import picture_files
+from experiments.app.tables import Figures, markdown_table
+from experiments.demo_world.held_out import EVAL_SEED, load_demo_world_model
+from experiments.metrics.measures import mean_and_error, psnr
+from experiments.studies.tradeoff import check_matplotlib
+from experiments.training.datasets import draw_pictures
+from maskgit_jax.editing.inpaint import EditSettings, decode, encode, remake
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, save_png, to_float
 from maskgit_jax.model import Model, load_model
-from maskgit_jax.perceptual import perceptual_distance
+from maskgit_jax.training.perceptual import perceptual_distance
 
 # --help lists them too.
 flags.adopt_module_key_flags(edit_flags)
@@ -148,6 +150,13 @@ def reconstruct(
 
     rows = np.arange(len(photos))
     return in_batches(make, photos, labels, rows, size=flags.FLAGS.batch_size)
+
+
+def random_mask(
+    ratio: int | float, num_tokens: int, seed: Sequence[int | np.integer]
+) -> Bool[np.ndarray, "N"]:
+    """A random share of the ids; with the same seed, that of a larger ratio contains it."""
+    return np.random.default_rng(seed).permutation(num_tokens) < round(ratio * num_tokens)
 
 
 def measure(photos: Pictures, pair: list[Pictures]) -> Figures:

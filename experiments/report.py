@@ -20,10 +20,11 @@ from absl import flags
 from etils import epath
 from PIL import Image
 
-from experiments import cli, report_plots
-from experiments.files import write_whole
-from experiments.report_plots import distinct, name_of, num_digits, value_of
-from experiments.summary import (
+from experiments.app import cli
+from experiments.app.files import write_whole
+from experiments.sweeps import plots
+from experiments.sweeps.plots import distinct, name_of, num_digits, value_of
+from experiments.sweeps.summary import (
     DISTANCE,
     Line,
     Row,
@@ -117,14 +118,14 @@ def write_report(folder: epath.Path) -> None:
     sweep = read_sweep(folder)
     rows = summarise(sweep)
     plots = draw_plots(rows)
-    pictures = [(plot, report_plots.encode(plot.figure, "png")) for plot in plots]
+    pictures = [(plot, plots.encode(plot.figure, "png")) for plot in plots]
     page = _page(folder, sweep, rows, pictures)
     try:
         (folder / "plots").mkdir(exist_ok=True)
         write_whole(folder / "summary.csv", to_csv(rows).encode())
         for plot, data in pictures:
             write_whole(folder / "plots" / f"{plot.name}.png", data)
-            pdf = report_plots.encode(plot.figure, "pdf")
+            pdf = plots.encode(plot.figure, "pdf")
             write_whole(folder / "plots" / f"{plot.name}.pdf", pdf)
         write_whole(folder / "report.html", page.encode())
     except OSError as error:
@@ -136,44 +137,44 @@ def write_report(folder: epath.Path) -> None:
 
 def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     """The plots that the settings allow; none of a single one."""
-    layout, realism = report_plots.choose_layout(rows), realism_measure(rows)
+    layout, realism = plots.choose_layout(rows), realism_measure(rows)
     if layout.x is None:
         return []
     names = [DISTANCE] if realism is None else [DISTANCE, realism]
     note = "".join(
         f" Shown at {name_of(name)} {value_of(value)}." for name, value in layout.held.items()
     )
-    plots = [
+    drawn = [
         Plot(
             f"curves_{name}",
             f"{_sentence(name)} against {name_of(layout.x)}; bars are standard errors.{note}",
-            report_plots.draw_curves(rows, layout, name),
+            plots.draw_curves(rows, layout, name),
         )
         for name in names
     ]
     if layout.x == "layers":
-        return plots
+        return drawn
     if layout.lines is not None:
-        plots += [
+        drawn += [
             Plot(
                 f"heat_{name}",
                 f"{_sentence(name)} by {name_of(layout.x)} and {name_of(layout.lines)}; "
                 f"the {'smallest' if name == DISTANCE else 'largest'} is in bold type.{note}",
-                report_plots.draw_heat(rows, layout, name),
+                plots.draw_heat(rows, layout, name),
             )
             for name in names
         ]
     if realism is not None:
-        plots.append(
+        drawn.append(
             Plot(
                 "scatter",
                 f"Up and to the left is better; marks grow with {name_of(layout.x)}. Circled: "
                 "the Pareto front, settings that no other beats in both, numbered where there "
                 f"is room and listed below.{note}",
-                report_plots.draw_scatter(rows, layout, realism, _front(rows)),
+                plots.draw_scatter(rows, layout, realism, _front(rows)),
             )
         )
-    return plots
+    return drawn
 
 
 def _page(
@@ -183,7 +184,7 @@ def _page(
     from markupsafe import Markup, escape
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("experiments"),
+        loader=jinja2.PackageLoader("experiments.sweeps"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -259,7 +260,7 @@ def _extremes(folder: epath.Path, sweep: Sweep) -> list[tuple[str, list[Extreme]
 
 def _sheets(folder: epath.Path, sweep: Sweep, rows: Sequence[Row]) -> list[Sheet]:
     """Sketches, evenly chosen, with their pictures: rows as the x axis, columns by all else."""
-    x = report_plots.choose_layout(rows).x
+    x = plots.choose_layout(rows).x
     others = {name: distinct(rows, name) for name in rows[0].setting if name != x}
     others = {name: values for name, values in others.items() if len(values) > 1}
     shown = _fewer(others, _MOST_CELLS)

@@ -3,8 +3,8 @@
     python -m experiments.score --samples=out --reference=imagenet.npz --inception=inception.npz
 
 Sets of pictures are folders or `.npz` files as ADM's evaluator takes them. Without --reference,
-the Inception Score alone. `experiments/inception.py` says where the network's weights come from
-and whose published figures these are; --export writes the samples for ADM's own evaluator:
+the Inception Score alone. `experiments/metrics/inception.py` says where the network's weights come
+from and whose published figures these are; --export writes the samples for ADM's own evaluator:
 
     python -m experiments.score --samples=out --export=samples.npz
 
@@ -16,10 +16,10 @@ and recall change with it: figures compare at equal numbers alone. Published one
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli
-from experiments.image_sets import write_adm_npz
-from experiments.inception import load_inception
-from experiments.scoring import open_images, round_trip, score
+from experiments.app import cli
+from experiments.app.pictures import write_adm_npz
+from experiments.metrics.inception import load_inception
+from experiments.metrics.scoring import open_images, round_trip, score
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import load_model
 
@@ -41,8 +41,8 @@ def main() -> None:
         raise InputError("--samples is missing: give a folder of pictures or an .npz file")
     if _INCEPTION.value is None and _EXPORT.value is None:
         raise InputError(
-            "--inception is missing: give the network's weights (experiments/inception.py says "
-            "where they come from), or --export"
+            "--inception is missing: give the network's weights "
+            "(experiments/metrics/inception.py says where they come from), or --export"
         )
     samples = open_images("samples", _SAMPLES.value)
     reference = None

@@ -7,6 +7,7 @@ first) and `results.jsonl` (one line per picture); an earlier run's in the same 
 """
 
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,16 +16,16 @@ from absl import flags
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, guidance_flags
-from experiments.batches import Batch, make_batches
-from experiments.sample_folder import check_not_replaced, write_samples
+from experiments.app import cli, guidance_flags
+from experiments.app.batches import Batch, make_batches
+from experiments.app.sample_folder import check_not_replaced, write_samples
 from guidance import masksketch
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, to_float, to_uint8
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 
-_SAMPLE_SKETCH = Path(__file__).parent / "sketches" / "house.png"
+_SAMPLE_SKETCH = Path(str(files("experiments"))) / "sketches" / "house.png"
 _SAMPLE_LABEL = "house"
 _MOST_SAMPLES = 10_000
 

@@ -19,13 +19,15 @@ from absl import flags
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from experiments import cli, digests, files, guidance_flags, tradeoff
-from experiments.batches import make_batches
-from experiments.demo_world import load_demo_world_model
-from experiments.generation import decode
-from experiments.judge import load_judge
-from experiments.scenes import Scenes, draw_scenes, measure_pictures, reference_features
-from experiments.steps_variants import (
+from experiments.app import cli, digests, files, guidance_flags
+from experiments.app.batches import make_batches
+from experiments.app.tables import cell, read_figures, read_finished
+from experiments.demo_world.held_out import load_demo_world_model
+from experiments.demo_world.judge import load_judge
+from experiments.studies import tradeoff
+from experiments.studies.samples import decode
+from experiments.studies.scenes import Scenes, draw_scenes, measure_pictures, reference_features
+from experiments.studies.step_rules import (
     POPULATION,
     Batch,
     Rule,
@@ -35,7 +37,6 @@ from experiments.steps_variants import (
     settled,
     stop_early,
 )
-from experiments.tables import cell, read_figures, read_finished
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png
 from maskgit_jax.model import Model, with_class_token

@@ -27,22 +27,22 @@ from absl import flags
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
-from experiments import cli
-from experiments.batches import make_batches
-from experiments.edit_picture import finish, outlined, prepare, read_mask, resize
-from experiments.edit_sampling import EditSettings, chosen_settings
-from experiments.sample_folder import check_not_replaced, write_samples
-from experiments.stroke_measures import colour_distance
-from experiments.stroke_sampling import CONFIDENT, follow_strokes, read_energy
-from guidance.maskgit_edit import METHODS
+from experiments.app import cli
+from experiments.app.batches import make_batches
+from experiments.app.sample_folder import check_not_replaced, write_samples
+from experiments.metrics.strokes import colour_distance
+from guidance.stroke_methods import METHODS
+from guidance.stroke_sampling import CONFIDENT, follow_strokes, read_energy
 from guidance.strokes import KINDS, Stroke, automatic_stroke
 from maskgit_jax.config import ModelConfig
-from maskgit_jax.editing import fit_mask
+from maskgit_jax.editing.canvas import finish, outlined, prepare, read_mask, resize
+from maskgit_jax.editing.inpaint import EditSettings, chosen_settings
+from maskgit_jax.editing.masks import fit_mask
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, read_image, save_png
+from maskgit_jax.knobs import KNOBS, check_value
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import DTYPES, load_model, model_config
-from maskgit_jax.presets import KNOBS, check_value
 
 _MOST_SAMPLES = 10_000
 _GRID_SIDE = 384

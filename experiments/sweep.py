@@ -24,19 +24,20 @@ import math
 import sys
 import time
 from collections.abc import Collection
-from pathlib import Path
+from importlib.resources import files
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli, digests, guidance_flags, rejection, report
-from experiments.drawings import read_drawings
-from experiments.rejection import Rejection
-from experiments.sweep_batches import Decoder, decode_batch, make_decoder
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_plan import (
+from experiments import report
+from experiments.app import cli, digests, guidance_flags
+from experiments.app.drawings import read_drawings
+from experiments.sweeps import best_of
+from experiments.sweeps.best_of import Rejection
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.plan import (
     Item,
     Plan,
     operations_per_step,
@@ -44,17 +45,18 @@ from experiments.sweep_plan import (
     plan_items,
     plan_record,
 )
+from experiments.sweeps.run import Decoder, decode_batch, make_decoder
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import load_model, model_config
 
 # --help lists them too.
 flags.adopt_module_key_flags(guidance_flags)
-flags.adopt_module_key_flags(rejection)
+flags.adopt_module_key_flags(best_of)
 
 _SKETCHES = flags.DEFINE_string(
     "sketches",
-    str(Path(__file__).parent / "sketches" / "*.png"),
+    str(files("experiments") / "sketches" / "*.png"),
     "Pattern of drawings, or a .csv file of sketch,label.",
 )
 _LABEL = flags.DEFINE_string("label", None, "Class of all pictures; else names say it.")
@@ -133,7 +135,7 @@ def _read_flags(config: ModelConfig) -> tuple[Plan, Rejection, int, int]:
     report.check_packages()
     # Before anything touches the devices.
     host, num_hosts = _join_hosts()
-    chooser = rejection.read(config)
+    chooser = best_of.read(config)
     plan = Plan(
         model=flags.FLAGS.model,
         class_names=config.class_names,

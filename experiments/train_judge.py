@@ -15,13 +15,16 @@ from absl import flags
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from experiments import cli, datasets, training_loop
-from experiments.judge import Judge, predict
-from experiments.judge_training import empty_pictures, judge_loss, roughen
-from experiments.metrics import mean_and_error, part_miou, silhouette_iou
-from maskgit_jax import checkpoint, training, world
+from experiments.app import cli
+from experiments.demo_world import world
+from experiments.demo_world.judge import Judge, predict
+from experiments.demo_world.judge_training import empty_pictures, judge_loss, roughen
+from experiments.metrics.measures import mean_and_error, part_miou, silhouette_iou
+from experiments.training import datasets, loop
+from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.images import to_float
-from maskgit_jax.keys import seed_key
+from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.training import optimizers, train_state
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/judge", "Folder for the weights.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 12_000, "Pictures to draw.", lower_bound=1)
@@ -55,7 +58,7 @@ def draw_scenes(
 
 def main() -> None:
     """Trains as the flags say."""
-    training_loop.keep_freed_memory()
+    loop.keep_freed_memory()
     folder = cli.output_folder(_OUTPUT_DIR)
     scenes = draw_scenes(datasets.TRAIN_SEED, _NUM_IMAGES.value)
 
@@ -67,13 +70,13 @@ def main() -> None:
     judge = Judge()
     key = seed_key(_SEED.value)
     params = jax.jit(judge.init)(key, batch_at(0)[0])["params"]
-    optimizer = training.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         _LEARNING_RATE.value, _NUM_STEPS.value, min(100, _NUM_STEPS.value // 2), 1e-4
     )
     loss = functools.partial(judge_loss, judge)
-    state = training_loop.fit(
-        functools.partial(training.update, loss, optimizer),
-        training.init_state(params, optimizer),
+    state = loop.fit(
+        functools.partial(train_state.update, loss, optimizer),
+        train_state.init_state(params, optimizer),
         batch_at,
         key=key,
         num_steps=_NUM_STEPS.value,

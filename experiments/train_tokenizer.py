@@ -18,13 +18,16 @@ from absl import flags
 from jaxtyping import Array, Float, Int, Key, UInt8
 from scipy.cluster.vq import kmeans2
 
-from experiments import cli, datasets, training_flags, training_loop
-from maskgit_jax import adversarial, checkpoint, model, training
+from experiments.app import cli
+from experiments.training import datasets, loop, training_flags
+from maskgit_jax import model
+from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, to_float, to_uint8
-from maskgit_jax.keys import seed_key
-from maskgit_jax.tokenizer import Tokenizer
+from maskgit_jax.networks.tokenizer import Tokenizer
+from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.training import adversarial, losses, optimizers, train_state
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Hyper-parameters, a config.json; default: of --init_from, or of the demo."
@@ -66,7 +69,7 @@ _SHOWN_IMAGES = 8
 
 def main() -> None:
     """Trains as the flags say."""
-    training_loop.keep_freed_memory()
+    loop.keep_freed_memory()
     start = training_flags.init_folder()
     config_folder = start or model.builtin_folder("demo")
     cfg = read_config(Path(_CONFIG.value or config_folder / "config.json"))
@@ -93,11 +96,11 @@ def main() -> None:
     if num_warmup_steps is None:
         num_warmup_steps = 3_500 if start is None else 0
     if num_warmup_steps:
-        loss = functools.partial(training.autoencoder_loss, tokenizer, dtype=dtype)
+        loss = functools.partial(losses.autoencoder_loss, tokenizer, dtype=dtype)
         params = stage("autoencoder", loss, params, num_warmup_steps, rate)
         params["quantizer"]["codebook"] = _codebook(tokenizer, params, data)
     terms = {"entropy_weight": _ENTROPY_WEIGHT.value, "dtype": dtype}
-    loss = functools.partial(training.tokenizer_loss, tokenizer, **terms)
+    loss = functools.partial(losses.tokenizer_loss, tokenizer, **terms)
     export = functools.partial(checkpoint.write_checkpoint, folder / "tokenizer_checkpoint")
     # At the full rate the latents run away from the codes that were just put among them.
     stage("tokenizer", loss, params, _NUM_STEPS.value, 0.4 * rate, opponent, terms, export)
@@ -121,14 +124,14 @@ def _train(
     data: datasets.Dataset,
     key: Key[Array, ""],
     name: str,
-    loss: training.LossFn,
-    params: training.Params,
+    loss: losses.LossFn,
+    params: losses.Params,
     num_steps: int,
     rate: float,
-    opponent: tuple[adversarial.Discriminator, training.Params] | None = None,
+    opponent: tuple[adversarial.Discriminator, losses.Params] | None = None,
     terms: dict[str, Any] | None = None,
-    export: Callable[[training.Params], None] | None = None,
-) -> training.Params:
+    export: Callable[[losses.Params], None] | None = None,
+) -> losses.Params:
     """One stage; returns the tokenizer's average weights.
 
     `loss`, of the tokenizer's weights, is validated, and trained on unless there is an `opponent`:
@@ -138,11 +141,11 @@ def _train(
     if opponent is not None:
         discriminator, weights["discriminator"] = opponent
 
-    def loss_at(step: Int[Array, ""]) -> training.LossFn:
+    def loss_at(step: Int[Array, ""]) -> losses.LossFn:
         if opponent is None:
             return lambda weights, batch, key: loss(weights["tokenizer"], batch, key)
         return functools.partial(
-            training.adversarial_loss,
+            losses.adversarial_loss,
             tokenizer,
             discriminator,
             step=step,
@@ -157,23 +160,23 @@ def _train(
         rate, num_steps, _WARMUP_STEPS.value, _WEIGHT_DECAY.value
     )
     # The discriminator's first moment is left out, as published: it follows a moving target.
-    optimizers = {
-        "tokenizer": training.make_optimizer(**arguments),
-        "discriminator": training.make_optimizer(**arguments, betas=(0.0, 0.99)),
+    by_part = {
+        "tokenizer": optimizers.make_optimizer(**arguments),
+        "discriminator": optimizers.make_optimizer(**arguments, betas=(0.0, 0.99)),
     }
-    optimizer = optax.multi_transform(optimizers, {part: part for part in weights})
+    optimizer = optax.multi_transform(by_part, {part: part for part in weights})
 
-    def update(state: training.TrainState, batch: training.Batch, key: Key[Array, ""]):
+    def update(state: train_state.TrainState, batch: losses.Batch, key: Key[Array, ""]):
         options = training_flags.update_options()
-        return training.update(loss_at(state.step), optimizer, state, batch, key, **options)
+        return train_state.update(loss_at(state.step), optimizer, state, batch, key, **options)
 
     prepare = jax.jit(lambda batch: batch[0] / 255)
     held_out = data.held_out()
     batches = datasets.batches_of(held_out, _BATCH_SIZE.value)
-    validate = training_loop.validation(loss, batches, key, prepare)
-    state = training_loop.fit(
+    validate = loop.validation(loss, batches, key, prepare)
+    state = loop.fit(
         update,
-        training.init_state(weights, optimizer),
+        train_state.init_state(weights, optimizer),
         data.batch,
         key=key,
         num_steps=num_steps,
@@ -193,11 +196,11 @@ def _train(
 
 def _pictures_beside_reconstructions(
     tokenizer: Tokenizer, images: UInt8[np.ndarray, "n H W 3"], quantize: bool
-) -> Callable[[dict[str, training.Params]], UInt8[np.ndarray, "_ _ 3"]]:
+) -> Callable[[dict[str, losses.Params]], UInt8[np.ndarray, "_ _ 3"]]:
     """Draws the pictures in one row and what weights make of them in the next."""
     reconstruct = jax.jit(functools.partial(tokenizer.apply, quantize=quantize))
 
-    def draw(weights: dict[str, training.Params]) -> UInt8[np.ndarray, "_ _ 3"]:
+    def draw(weights: dict[str, losses.Params]) -> UInt8[np.ndarray, "_ _ 3"]:
         found = reconstruct({"params": weights["tokenizer"]}, to_float(images))[0]
         return make_grid([*images, *to_uint8(np.asarray(found))], columns=len(images), gap=2)
 
@@ -205,7 +208,7 @@ def _pictures_beside_reconstructions(
 
 
 def _codebook(
-    tokenizer: Tokenizer, params: training.Params, data: datasets.Dataset
+    tokenizer: Tokenizer, params: losses.Params, data: datasets.Dataset
 ) -> Float[np.ndarray, "K d"]:
     """Codes at the k-means centres of the latents of training pictures."""
     encode = jax.jit(functools.partial(tokenizer.apply, method="latents"))

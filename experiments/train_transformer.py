@@ -19,14 +19,18 @@ import numpy as np
 from absl import flags
 from jaxtyping import Array, Int, UInt8
 
-from experiments import cli, datasets, digests, training_flags, training_loop
-from maskgit_jax import checkpoint, model, sampling, training
+from experiments.app import cli, digests
+from experiments.training import datasets, loop, training_flags
+from maskgit_jax import model
+from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, to_uint8
-from maskgit_jax.inference import stack_layers, unstack_layers
-from maskgit_jax.keys import seed_key
-from maskgit_jax.transformer import Transformer
+from maskgit_jax.networks.stacked import stack_layers, unstack_layers
+from maskgit_jax.networks.transformer import Transformer
+from maskgit_jax.sampling import batched
+from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.training import losses, optimizers, train_state
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 5_200, "Updates.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 24, "Pictures per update.", lower_bound=1)
@@ -34,7 +38,7 @@ _LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak; AdamW: a third
 _WARMUP_STEPS = flags.DEFINE_integer(
     "warmup_steps", 300, "In which the learning rate rises, at most half of all.", lower_bound=0
 )
-_OPTIMIZER = flags.DEFINE_enum("optimizer", "muon", training.OPTIMIZERS, "AdamW is published.")
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "muon", optimizers.OPTIMIZERS, "AdamW is published.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "Published: 0.045.", lower_bound=0.0)
 _LABEL_SMOOTHING = flags.DEFINE_float(
     "label_smoothing", 0.0, "Share spread over all codes; published: 0.1.", 0.0, 1.0
@@ -49,7 +53,7 @@ _SAMPLING_STEPS = 8
 
 def main() -> None:
     """Trains as the flags say."""
-    training_loop.keep_freed_memory()
+    loop.keep_freed_memory()
     folder = Path(training_flags.MODEL_DIR.value)
     start = training_flags.init_folder()
     start_params = None
@@ -63,7 +67,7 @@ def main() -> None:
             write_config(folder / "config.json", started.config)
     cfg = read_config(folder / "config.json")
     tokenizer, tokenizer_params = model.load_tokenizer(folder, cfg)
-    tokenizer_params = training_loop.replicate(tokenizer_params)
+    tokenizer_params = loop.replicate(tokenizer_params)
     apply = jax.jit(functools.partial(tokenizer.apply, method="encode"))
 
     def encode(images: UInt8[Array | np.ndarray, "b H W 3"]) -> Int[Array, "b N"]:
@@ -83,7 +87,7 @@ def main() -> None:
     if start is not None:
         _check_same_transformer(started.config, cfg)
 
-    def prepare(batch: training.Batch) -> training.Batch:
+    def prepare(batch: losses.Batch) -> losses.Batch:
         encoded = isinstance(data, datasets.ArrayDataset)
         return batch if encoded else (encode(batch[0]), batch[1])
 
@@ -95,16 +99,16 @@ def main() -> None:
     schedule, arguments = training_flags.schedule(
         _LEARNING_RATE.value, _NUM_STEPS.value, _WARMUP_STEPS.value, _WEIGHT_DECAY.value
     )
-    optimizer = training.make_optimizer(**arguments, name=_OPTIMIZER.value)
+    optimizer = optimizers.make_optimizer(**arguments, name=_OPTIMIZER.value)
     loss = functools.partial(
-        training.masked_token_loss,
+        losses.masked_token_loss,
         transformer,
         label_smoothing=_LABEL_SMOOTHING.value,
         dtype=training_flags.DTYPE.value,
     )
-    training_loop.fit(
-        functools.partial(training.update, loss, optimizer, **training_flags.update_options()),
-        training.init_state(start_params, optimizer),
+    loop.fit(
+        functools.partial(train_state.update, loss, optimizer, **training_flags.update_options()),
+        train_state.init_state(start_params, optimizer),
         data.batch,
         key=key,
         num_steps=_NUM_STEPS.value,
@@ -112,7 +116,7 @@ def main() -> None:
         export=functools.partial(checkpoint.write_checkpoint, folder / "maskgit_checkpoint"),
         prepare=prepare,
         learning_rate=schedule,
-        validate=training_loop.validation(
+        validate=loop.validation(
             functools.partial(loss, deterministic=True),
             datasets.batches_of(data.held_out(), _BATCH_SIZE.value),
             key,
@@ -162,17 +166,17 @@ def _check_same_transformer(found: ModelConfig, expected: ModelConfig) -> None:
             )
 
 
-def _samples(base: model.Model) -> Callable[[training.Params], UInt8[np.ndarray, "_ _ 3"]]:
+def _samples(base: model.Model) -> Callable[[losses.Params], UInt8[np.ndarray, "_ _ 3"]]:
     """Draws samples of the first classes with a transformer's weights."""
     indices = jnp.arange(_NUM_SAMPLES)
     hidden = jnp.full((_NUM_SAMPLES, base.config.transformer.sequence_length - 1), -1)
     labels = indices % base.config.transformer.num_classes
     tokens = model.with_class_token(base.config, labels, hidden)
 
-    def draw(params: training.Params) -> UInt8[np.ndarray, "_ _ 3"]:
+    def draw(params: losses.Params) -> UInt8[np.ndarray, "_ _ 3"]:
         # Decoded by `base`: a new model would compile anew.
         trained = dataclasses.replace(base, transformer_params=stack_layers(params))
-        ids = sampling.sample(trained, tokens, num_steps=_SAMPLING_STEPS, seed=0, indices=indices)
+        ids = batched.sample(trained, tokens, num_steps=_SAMPLING_STEPS, seed=0, indices=indices)
         return make_grid(list(to_uint8(np.asarray(base.decode(ids)))), gap=2)
 
     return draw

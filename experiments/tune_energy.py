@@ -15,14 +15,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, datasets, training_flags, training_loop, tuning
-from experiments.files import write_whole
-from guidance.maskgit_edit import code_distance_energy
-from guidance.maskgit_edit_training import energy_loss, hide_strokes
-from maskgit_jax import training
-from maskgit_jax.inference import code_logits
-from maskgit_jax.keys import seed_key
+from experiments.app import cli
+from experiments.app.files import write_whole
+from experiments.training import datasets, loop, training_flags, tuning
+from guidance.stroke_methods import code_distance_energy
+from guidance.stroke_training import energy_loss, hide_strokes
 from maskgit_jax.model import load_model
+from maskgit_jax.networks.stacked import code_logits
+from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.training import losses, optimizers, train_state
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 1_200, "Updates.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 24, "Pictures per update.", lower_bound=1)
@@ -45,7 +46,7 @@ training_flags.set_defaults(
 
 def main() -> None:
     """Learns as the flags say."""
-    training_loop.keep_freed_memory()
+    loop.keep_freed_memory()
     model = load_model(training_flags.INIT_FROM.value, dtype=training_flags.DTYPE.value)
     data = training_flags.dataset(model.config.tokenizer.image_size, _BATCH_SIZE.value)
     strokes = tuning.Strokes(data, model, training_flags.SEED.value)
@@ -53,7 +54,7 @@ def main() -> None:
     tokenize = tuning.tokenize(model)
     logits = jax.jit(functools.partial(code_logits, model.transformer))
 
-    def prepare(batch: training.Batch) -> training.Batch:
+    def prepare(batch: losses.Batch) -> losses.Batch:
         tokens, stroke_ids = tokenize(batch)
         hidden = hide_strokes(tokens, stroke_ids)
         return logits(model.params_on_devices, hidden), tokens, stroke_ids
@@ -61,15 +62,15 @@ def main() -> None:
     schedule, arguments = training_flags.schedule(
         _LEARNING_RATE.value, _NUM_STEPS.value, _WARMUP_STEPS.value, weight_decay=0.0
     )
-    optimizer = training.make_optimizer(**arguments)
+    optimizer = optimizers.make_optimizer(**arguments)
     loss = functools.partial(energy_loss, confidence=_CONFIDENCE.value)
     key = seed_key(training_flags.SEED.value)
     batches = datasets.batches_of(strokes.held_out(), _BATCH_SIZE.value)
-    validate = training_loop.validation(loss, batches, key, prepare)
+    validate = loop.validation(loss, batches, key, prepare)
     start = {"energy": code_distance_energy(model.tokenizer_params["quantizer"]["codebook"])}
-    state = training_loop.fit(
-        functools.partial(training.update, loss, optimizer, **training_flags.update_options()),
-        training.init_state(start, optimizer),
+    state = loop.fit(
+        functools.partial(train_state.update, loss, optimizer, **training_flags.update_options()),
+        train_state.init_state(start, optimizer),
         strokes.batch,
         key=key,
         num_steps=_NUM_STEPS.value,
@@ -85,7 +86,7 @@ def main() -> None:
     print(f"the energy moved by {moved.mean():.4f} on average, by {moved.max():.4f} at most")
 
 
-def _write(path: Path, params: training.Params) -> None:
+def _write(path: Path, params: losses.Params) -> None:
     file = io.BytesIO()
     np.save(file, params["energy"])
     write_whole(path, file.getvalue())

@@ -12,14 +12,16 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, datasets, training_flags, training_loop, tuning
-from guidance.maskgit_edit_training import iterative_loss
-from maskgit_jax import checkpoint, training
+from experiments.app import cli
+from experiments.training import datasets, loop, training_flags, tuning
+from guidance.stroke_training import iterative_loss
+from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import read_config, write_config
 from maskgit_jax.errors import InputError
-from maskgit_jax.inference import unstack_layers
-from maskgit_jax.keys import seed_key
 from maskgit_jax.model import Model, load_model
+from maskgit_jax.networks.stacked import unstack_layers
+from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.training import losses, optimizers, train_state
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 400, "Updates.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 24, "Pictures per update.", lower_bound=1)
@@ -27,7 +29,7 @@ _LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-4, "Peak; published: 1e-
 _WARMUP_STEPS = flags.DEFINE_integer(
     "warmup_steps", 20, "In which the learning rate rises, at most half of all.", lower_bound=0
 )
-_OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", training.OPTIMIZERS, "AdamW is published.")
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", optimizers.OPTIMIZERS, "AdamW is published.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "Published: 0.045.", lower_bound=0.0)
 _LABEL_SMOOTHING = flags.DEFINE_float(
     "label_smoothing", 0.0, "Share spread over all codes; published: 0.1.", 0.0, 1.0
@@ -49,7 +51,7 @@ _TRAINING = "iterative_training"
 
 def main() -> None:
     """Tunes as the flags say."""
-    training_loop.keep_freed_memory()
+    loop.keep_freed_memory()
     model = load_model(training_flags.INIT_FROM.value)
     data = training_flags.dataset(model.config.tokenizer.image_size, _BATCH_SIZE.value)
     strokes = tuning.Strokes(data, model, training_flags.SEED.value)
@@ -59,7 +61,7 @@ def main() -> None:
     schedule, arguments = training_flags.schedule(
         _LEARNING_RATE.value, _NUM_STEPS.value, _WARMUP_STEPS.value, _WEIGHT_DECAY.value
     )
-    optimizer = training.make_optimizer(**arguments, name=_OPTIMIZER.value)
+    optimizer = optimizers.make_optimizer(**arguments, name=_OPTIMIZER.value)
     loss = functools.partial(
         iterative_loss,
         model.transformer,
@@ -70,13 +72,13 @@ def main() -> None:
     key = seed_key(training_flags.SEED.value)
     batches = datasets.batches_of(strokes.held_out(), _BATCH_SIZE.value)
     validations = {
-        name: training_loop.validation(
+        name: loop.validation(
             functools.partial(loss, stroke_share=share, deterministic=True), batches, key, prepare
         )
         for name, share in (("own", 0.0), ("stroke", 1.0))
     }
 
-    def validate(params: training.Params) -> dict[str, float]:
+    def validate(params: losses.Params) -> dict[str, float]:
         return {
             f"{kind}_{name}": value
             for kind, measure in validations.items()
@@ -84,14 +86,14 @@ def main() -> None:
         }
 
     start = unstack_layers(model.transformer_params)
-    state = training_loop.fit(
+    state = loop.fit(
         functools.partial(
-            training.update,
+            train_state.update,
             functools.partial(loss, stroke_share=_STROKE_SHARE.value),
             optimizer,
             **training_flags.update_options(),
         ),
-        training.init_state(start, optimizer),
+        train_state.init_state(start, optimizer),
         strokes.batch,
         key=key,
         num_steps=_NUM_STEPS.value,

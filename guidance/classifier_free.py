@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from maskgit_jax import sampling
-from maskgit_jax.decoding import Predict, Step
-from maskgit_jax.inference import code_logits
+from maskgit_jax.knobs import KNOBS
 from maskgit_jax.model import Model
-from maskgit_jax.presets import KNOBS
-from maskgit_jax.transformer import Transformer
+from maskgit_jax.networks.stacked import code_logits
+from maskgit_jax.networks.transformer import Transformer
+from maskgit_jax.sampling import batched
+from maskgit_jax.sampling.loop import Predict, Step
 
 SCHEDULES = {"constant": 0.0, "rising": 1.0}
 """How guidance goes over the steps, and the power of `guidance_share` if none is chosen."""
@@ -94,32 +94,32 @@ def sample(
     indices: Int[Array, "B"],
     **settings: Any,
 ) -> Int[Array, "B N"]:
-    """`sampling.sample` by any sampler, with guided logits.
+    """`batched.sample` by any sampler, with guided logits.
 
     Args:
       model: the generator.
-      tokens: as for `sampling.sample`.
+      tokens: as for `batched.sample`.
       guidance_scale: s ≥ 0, one for all or each sample's own. Where all are 0, the other class's
         logits are not computed; a sample of scale 0 is the same in either case.
       power: of `guidance_share`, within `POWERS`, likewise.
       num_steps: T.
       seed: with the index, all that a sample's randomness depends on, the other class included.
       indices: the samples' numbers.
-      settings: the other arguments of `sampling.sample`.
+      settings: the other arguments of `batched.sample`.
     """
     settings |= {"num_steps": num_steps, "seed": seed, "indices": indices}
     if not np.any(guidance_scale):
-        return sampling.sample(model, tokens, **settings)
+        return batched.sample(model, tokens, **settings)
 
     def other(key, class_token):
         draw = jax.random.uniform(jax.random.fold_in(key, _OTHER_CLASS))
         return other_class_token(draw, class_token, model.transformer)
 
-    other_tokens = jax.vmap(other)(sampling.sample_keys(seed, indices), tokens[:, 0])
+    other_tokens = jax.vmap(other)(batched.sample_keys(seed, indices), tokens[:, 0])
     scales, powers = (
         jnp.broadcast_to(jnp.float32(number), len(tokens)) for number in (guidance_scale, power)
     )
-    return sampling.sample(
+    return batched.sample(
         model,
         tokens,
         predict=classifier_free_predict,

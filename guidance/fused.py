@@ -1,4 +1,4 @@
-"""`streaming.attend_and_compare` by fused attention as it comes with JAX; experimental.
+"""`divergence.attend_and_compare` by fused attention as it comes with JAX; experimental.
 
 P and Q are the softmaxed maps of the sketch and of the sampled ids, s and r the queries, S and R
 the keys. A row's Jeffreys divergence is E_p[s·S_j − r·R_j] − E_q[s·S_j − r·R_j] (see `streaming`),
@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from maskgit_jax.devices import device_mesh
-from maskgit_jax.transformer import softmax_attention
+from maskgit_jax.networks.transformer import softmax_attention
 
 _TPU_BLOCK = 128
 
@@ -39,7 +39,7 @@ def attend_and_compare_fused(
     target_query: Float[Array, "S H d"],
     target_key: Float[Array, "S H d"],
 ) -> tuple[Float[Array, "S H d"], Float[Array, "H S"]]:
-    """See `streaming.attend_and_compare`; the Jeffreys divergence alone.
+    """See `divergence.attend_and_compare`; the Jeffreys divergence alone.
 
     On NVIDIA GPUs cuDNN's attention in float16, which has the digits of TF32: its results are
     rounded, and bfloat16 would round eight times as coarsely. On TPUs JAX's flash attention, in

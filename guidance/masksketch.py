@@ -23,15 +23,15 @@ from guidance.structure import (
     structure_remask,
     traced,
 )
-from maskgit_jax import schedules
-from maskgit_jax.decoding import MASK_ID, DecodeState, RandomKey, Tokens, sample_key, tempered
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
-from maskgit_jax.inference import attention_inputs
-from maskgit_jax.maskgit import maskgit_predict
 from maskgit_jax.model import Model
-from maskgit_jax.sampling import decode_batch
-from maskgit_jax.transformer import Transformer
+from maskgit_jax.networks.stacked import attention_inputs
+from maskgit_jax.networks.transformer import Transformer
+from maskgit_jax.sampling import schedules
+from maskgit_jax.sampling.batched import decode_batch
+from maskgit_jax.sampling.loop import MASK_ID, DecodeState, RandomKey, Tokens, sample_key, tempered
+from maskgit_jax.sampling.maskgit import maskgit_predict
 
 
 class Guide(NamedTuple):
@@ -119,7 +119,7 @@ def no_distances(tokens: Tokens) -> tuple[Float[Array, "S"]]:
 
 @dataclasses.dataclass(frozen=True)
 class MaskSketch:
-    """MaskSketch's method; see `sampling.Method`.
+    """MaskSketch's method; see `batched.Method`.
 
     Attributes:
       divergence: one of `structure.DIVERGENCES`.
@@ -144,7 +144,7 @@ class MaskSketch:
         guide: Guide,
         num_steps: Int[Array, ""] | int,
     ):
-        """See `sampling.Method`; `used_layers` as in `structure.structure_distance`."""
+        """See `batched.Method`; `used_layers` as in `structure.structure_distance`."""
 
         def distance(ids):
             return structure_distance(
@@ -282,7 +282,7 @@ def begin(
     indices: Int[Array, "B"],
     region: Bool[Array, "B N"] | None = None,
 ) -> tuple[Bool[Array, "L"], Guide, DecodeState]:
-    """What `sampling.decode_batch` is given, arguments as for `sample`.
+    """What `batched.decode_batch` is given, arguments as for `sample`.
 
     Returns:
       The layers that some sample weighs, and the samples, each with its guide, before their first

@@ -12,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from guidance.divergence import attend_and_compare
 from guidance.fused import attend_and_compare_fused
-from guidance.streaming import attend_and_compare
-from maskgit_jax import schedules
-from maskgit_jax.decoding import (
+from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import KNOBS, check_layers
+from maskgit_jax.networks.stacked import AttentionInputs, sum_over_layers
+from maskgit_jax.networks.transformer import Transformer, softmax_attention
+from maskgit_jax.sampling import schedules
+from maskgit_jax.sampling.loop import (
     MASK_ID,
     Draw,
     Remask,
@@ -23,10 +27,6 @@ from maskgit_jax.decoding import (
     draw_each,
     mark_lowest,
 )
-from maskgit_jax.errors import InputError
-from maskgit_jax.inference import AttentionInputs, sum_over_layers
-from maskgit_jax.presets import KNOBS, check_layers
-from maskgit_jax.transformer import Transformer, softmax_attention
 
 DIVERGENCES = KNOBS["masksketch"]["divergence"]
 """How rows of attention maps are compared: the paper's way, and the released code's, which is the
@@ -166,7 +166,7 @@ class StructureSettings(NamedTuple):
       confidence_temperature: of the Gumbel noise on the confidences, rescaled to [0, 1].
       paper_weight: weight in [0, 1] of the distance of tokens where the sketch is blank paper.
         1 is the published rule; lower lets backgrounds differ from paper.
-      token_temperature: τ of `decoding.tempered`.
+      token_temperature: τ of `loop.tempered`.
       guidance_power: p of `classifier_free.guidance_share`; 0 is constant guidance.
     """
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import Presets, complete_presets
 from maskgit_jax.labels import imagenet_class_names
-from maskgit_jax.presets import Presets, complete_presets
 
 _LARGEST = 2**20  # no size of a model is near it, and products of sizes stay computable
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from maskgit_jax import checkpoint, conversion, download, weight_layouts
+from maskgit_jax.checkpoints import checkpoint, conversion, download, layouts
 from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError
-from maskgit_jax.inference import stack_layers
-from maskgit_jax.tokenizer import Tokenizer
-from maskgit_jax.transformer import Transformer
+from maskgit_jax.networks.stacked import stack_layers
+from maskgit_jax.networks.tokenizer import Tokenizer
+from maskgit_jax.networks.transformer import Transformer
 
 _BUILTIN = ("demo",)
 
@@ -84,7 +85,7 @@ def with_class_token(
 
 def builtin_folder(name: str) -> Path:
     """Where a model that ships with the package lies."""
-    return Path(__file__).parent / "models" / name
+    return Path(str(files("maskgit_jax"))) / "models" / name
 
 
 def model_config(name: str | os.PathLike[str]) -> ModelConfig:
@@ -94,7 +95,7 @@ def model_config(name: str | os.PathLike[str]) -> ModelConfig:
       InputError: no such model, or a faulty config.json.
     """
     if name in download.MODELS:
-        return read_config(Path(__file__).parent / "data" / f"{name}.json")
+        return read_config(Path(str(files("maskgit_jax"))) / "data" / f"{name}.json")
     if name in _BUILTIN:
         return read_config(builtin_folder(str(name)) / "config.json")
     try:
@@ -161,7 +162,7 @@ def _load_params(folder: Path, kind: str, config: ModelConfig) -> Any:
             raise InputError(f"{both} holds no {kind}: convert the model again")
         params = conversion.read_weights(weights[kind], config)
     else:
-        expected = checkpoint.manifest_of(weight_layouts.model_shapes(kind, config))
+        expected = checkpoint.manifest_of(layouts.model_shapes(kind, config))
         params = checkpoint.read_checkpoint(path, checkpoint.largest_file(expected))
         # The configuration is what the code would run; the file decides whether that is true.
         if kind == "maskgit":

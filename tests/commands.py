@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 Cases = dict[str, tuple[list[str], str]]
 """By name: flags, and words that the error line must have."""
@@ -43,7 +44,8 @@ def run_each(
         "import contextlib, functools, io, json, sys\n"
         "import jax\n"
         "from absl import flags\n"
-        f"from experiments import cli, {module}\n"
+        f"from experiments.app import cli\n"
+        f"from experiments import {module}\n"
         "compiled, hits = [], []\n"
         "def note(event, seconds, fun_name='', **_):\n"
         "    if event == '/jax/core/compile/backend_compile_duration':\n"

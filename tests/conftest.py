@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskgit_jax.checkpoint import parameter_shapes
+from maskgit_jax.checkpoints.checkpoint import parameter_shapes
 from maskgit_jax.config import ModelConfig, TokenizerConfig, TransformerConfig
-from maskgit_jax.inference import stack_layers, unstack_layers
 from maskgit_jax.model import Model
-from maskgit_jax.tokenizer import Tokenizer
-from maskgit_jax.transformer import Transformer
+from maskgit_jax.networks.stacked import stack_layers, unstack_layers
+from maskgit_jax.networks.tokenizer import Tokenizer
+from maskgit_jax.networks.transformer import Transformer
 
 # Each operation alone would be compiled anew.
 _stack, _unstack = jax.jit(stack_layers), jax.jit(unstack_layers)

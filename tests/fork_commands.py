@@ -26,9 +26,11 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["maskgit_jax", "guidance", "experiments"], "beartype.beartype")
 
-from experiments import cli  # noqa: E402
+from experiments.app import cli  # noqa: E402
+from experiments.demo_world import world  # noqa: E402, F401
 from guidance import masksketch, strokes  # noqa: E402, F401
-from maskgit_jax import model, training, world  # noqa: E402, F401
+from maskgit_jax import model  # noqa: E402, F401
+from maskgit_jax.training import train_state  # noqa: E402, F401
 
 
 def _run(folder: str, devices: int, name: str, module: str, *arguments: str) -> None:

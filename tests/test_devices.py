@@ -13,10 +13,10 @@ import jaxlib
 import numpy as np
 import pytest
 
-from maskgit_jax import checkpoint
+from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.images import save_png
 from tests.commands import ROOT
-from tests.test_evaluate import write_random_model
+from tests.experiments.test_evaluate import write_random_model
 
 SKETCHES = ROOT / "experiments" / "sketches"
 DEVICES = (2, 8)

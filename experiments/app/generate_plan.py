@@ -1,0 +1,110 @@
+"""What `generate` will make: the classes and their order, the sampler and its settings."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import KNOBS, check_value
+from maskgit_jax.labels import find_label
+from maskgit_jax.sampling.batched import Sampler
+from maskgit_jax.sampling.halton import Halton
+from maskgit_jax.sampling.maskgit import MaskGit
+from maskgit_jax.sampling.remdm import ReMdm
+
+SAMPLERS = {"maskgit": MaskGit, "halton": Halton, "remdm": ReMdm}
+
+# ReMDM's loop as it was released for text. Under "switch", ids are masked again at any time.
+_LOOP = {"t_on": 0.55, "t_off": 0.05, "alpha_on": 0.9}
+
+
+class Plan(NamedTuple):
+    """What decides the pictures.
+
+    Attributes:
+      model: its name.
+      labels: classes, each once.
+      num_samples: pictures of each class.
+      sampler: a name of `SAMPLERS`.
+      num_steps: decoding steps.
+      settings: of the sampler.
+      guidance_scale: of classifier-free guidance.
+      seed: of the samples.
+      token_temperature: τ of `loop.tempered`.
+      guidance_power: see `classifier_free.guidance_share`.
+    """
+
+    model: str
+    labels: list[int]
+    num_samples: int
+    sampler: str
+    num_steps: int
+    settings: dict[str, Any]
+    guidance_scale: float
+    seed: int
+    token_temperature: float = 1.0
+    guidance_power: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Number of pictures."""
+        return len(self.labels) * self.num_samples
+
+    def label(self, index: int) -> int:
+        """A picture's class: each in turn, so that a stopped run has as many of each."""
+        return self.labels[index % len(self.labels)]
+
+    def make_sampler(self) -> Sampler:
+        """The sampler with its settings."""
+        return SAMPLERS[self.sampler](**self.settings)
+
+
+def choose_settings(
+    sampler: str, preset: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A sampler's settings: the given ones, in place of a model's presets.
+
+    Raises:
+      InputError: a setting that the sampler lacks, or a value that it cannot take.
+    """
+    for name, value in given.items():
+        if name not in KNOBS[sampler]:
+            raise InputError(f"--{name}={value}: --sampler={sampler} has no such setting")
+        check_value(f"--{name}", value, KNOBS[sampler][name])
+    settings = {**preset, **(_LOOP if given.get("window") == "loop" else {}), **given}
+    if sampler != "remdm":
+        return settings
+    for name, choice, without in (("eta", "remask", "conf"), ("alpha_on", "window", "switch")):
+        if settings[choice] == without:
+            if name in given:
+                raise InputError(
+                    f"--{name}={given[name]}: --{choice}={without} has no such setting"
+                )
+            del settings[name]
+    if settings["t_off"] > settings["t_on"]:
+        raise InputError(
+            f"--t_off={settings['t_off']}: time falls from 1 to 0, expected --t_on="
+            f"{settings['t_on']} or less"
+        )
+    return settings
+
+
+def read_labels(text: str, class_names: Sequence[str]) -> list[int]:
+    """The classes that --labels means: "all", or names, numbers and ranges (3-7) with commas.
+
+    Raises:
+      InputError: an unknown class, a range that falls, or a class twice.
+    """
+    if text.strip().lower() == "all":
+        return list(range(len(class_names)))
+    labels: list[int] = []
+    for part in text.split(","):
+        bounds = re.fullmatch(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*", part)
+        ends = bounds.groups() if bounds else (part, part)
+        first, last = (find_label(end, class_names) for end in ends)
+        if first > last:
+            raise InputError(f"--labels={text}: the range {part.strip()} falls")
+        labels += range(first, last + 1)
+    if len(set(labels)) < len(labels):
+        raise InputError(f"--labels={text} names a class twice")
+    return labels

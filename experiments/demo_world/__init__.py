@@ -1,0 +1,1 @@
+"""The pictures that the demo model is trained on, and the network that judges them."""

@@ -1,0 +1,125 @@
+"""The judge: a small network that finds the object in a demo-world picture, its parts and class.
+
+It stands in for a person who looks whether a guided picture shows the sketch's shape, parts and
+class, and for the network behind the Fréchet distance: its features tell photos from what is none.
+It has seen photos only (`train_judge`), never sketches.
+"""
+
+import functools
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from experiments.app.batches import in_batches
+from experiments.demo_world import world
+from maskgit_jax.checkpoints import checkpoint
+from maskgit_jax.checkpoints.checkpoint import parameter_shapes
+
+JUDGE_CHECKPOINT = Path(str(files("experiments.demo_world"))) / "weights" / "judge_checkpoint"
+
+_BATCH = 64
+
+
+class Logits(NamedTuple):
+    """What `Judge` gives.
+
+    Attributes:
+      parts: logits of `world.PART_NAMES` for each pixel; the first is the background.
+      label: logits of the classes.
+      features: what the class is read off.
+    """
+
+    parts: Float[Array, "b h w p"]
+    label: Float[Array, "b c"]
+    features: Float[Array, "b d"]
+
+
+class Verdict(NamedTuple):
+    """What `predict` gives.
+
+    Attributes:
+      parts: the part at each pixel, an index in `world.PART_NAMES`; 0 where the object is not.
+      labels: classes.
+      features: what the classes were read off, for `measures.frechet_distance`.
+      probabilities: of the classes.
+    """
+
+    parts: Int[np.ndarray, "b h w"]
+    labels: Int[np.ndarray, "b"]
+    features: Float[np.ndarray, "b d"]
+    probabilities: Float[np.ndarray, "b c"]
+
+
+class Judge(nn.Module):
+    """A U-Net of three scales; the class is read off the two coarser ones.
+
+    Attributes:
+      widths: channels of each scale, from the full side down; the side halves in between.
+      num_classes: number of classes.
+      num_parts: number of parts, background included.
+    """
+
+    widths: tuple[int, int, int] = (16, 32, 48)
+    num_classes: int = len(world.CLASS_NAMES)
+    num_parts: int = len(world.PART_NAMES)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Logits:
+        """Judges pictures in [0, 1] whose sides are multiples of 4."""
+        full, half, quarter = self.widths
+
+        def block(x, width, **conv):
+            x = nn.Conv(width, (3, 3), use_bias=False, **conv)(x)
+            return nn.swish(nn.GroupNorm(num_groups=4)(x))
+
+        def enlarge(x):
+            return x.repeat(2, axis=1).repeat(2, axis=2)
+
+        fine = block(images - 0.5, full)
+        middle = block(block(fine, half, strides=2), half)
+        coarse = block(middle, quarter, strides=2)
+        # Dilated: the whole object comes into view.
+        for dilation in (1, 2, 1):
+            coarse = coarse + block(coarse, quarter, kernel_dilation=dilation)
+        pooled = (middle.mean(axis=(1, 2)), coarse.mean(axis=(1, 2)), coarse.max(axis=(1, 2)))
+        features = jnp.concatenate(pooled, axis=-1)
+        label = nn.Dense(self.num_classes)(nn.swish(nn.Dense(64)(features)))
+
+        middle = block(middle + enlarge(nn.Conv(half, (1, 1))(coarse)), half)
+        fine = block(fine + enlarge(nn.Conv(full, (1, 1))(middle)), 2 * full)
+        return Logits(nn.Conv(self.num_parts, (1, 1))(fine), label, features)
+
+
+def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
+    """The judge that ships with the project, or another `train_judge` has made, and its weights.
+
+    Raises:
+      InputError: the file is missing, damaged or of another network.
+    """
+    judge = Judge()
+    params = checkpoint.read_checkpoint(path)
+    shapes = parameter_shapes(judge, jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32))
+    checkpoint.check_params(params, checkpoint.manifest_of(shapes), source=str(path))
+    return judge, jax.tree.map(jnp.asarray, params)
+
+
+def predict(judge: Judge, params: Any, images: Float[np.ndarray, "b h w 3"]) -> Verdict:
+    """The judge's word on pictures in [0, 1] whose sides are multiples of 4."""
+    return in_batches(functools.partial(_predict, judge, params), images, size=_BATCH, exact=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(judge, params, images):
+    logits = judge.apply({"params": params}, images)
+    # Parts of an unsure pixel may share what together outweighs the background.
+    likeliest = 1 + jnp.argmax(logits.parts[..., 1:], axis=-1)
+    background = jax.nn.softmax(logits.parts)[..., 0] > 0.5
+    parts = jnp.where(background, 0, likeliest)
+    labels, probabilities = jnp.argmax(logits.label, axis=-1), jax.nn.softmax(logits.label)
+    return Verdict(parts, labels, logits.features, probabilities)

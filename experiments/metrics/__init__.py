@@ -1,0 +1,1 @@
+"""Measures of pictures, and the networks that some of them need."""

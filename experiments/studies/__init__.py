@@ -1,0 +1,1 @@
+"""Tables and plots of what guidance does, on held-out scenes."""

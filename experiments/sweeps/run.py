@@ -1,0 +1,173 @@
+"""Decodes a sweep's batches: settings differ from sample to sample, one compilation serves all."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from experiments.app.batches import fill, make_batches
+from experiments.app.guidance_flags import structure_settings
+from experiments.sweeps.best_of import Measure, best
+from experiments.sweeps.folder import Finished, picture_file, sketch_file
+from experiments.sweeps.plan import Item, Plan
+from experiments.sweeps.summary import Line
+from guidance import masksketch
+from guidance.structure import StructureSettings
+from maskgit_jax.images import to_float, to_uint8
+from maskgit_jax.model import Model, with_class_token
+
+
+class Decoder(NamedTuple):
+    """What decoding a batch needs, the same for all batches.
+
+    Attributes:
+      model: the generator.
+      plan: the sweep's.
+      tokens: class token and ids of each drawing of the plan.
+      measure: what is known of a candidate.
+      num_candidates: for each item.
+      num_weights: to which every setting's layer weights are filled up with zeros.
+      num_items: in a full batch.
+      batch_size: samples decoded together at most.
+    """
+
+    model: Model
+    plan: Plan
+    tokens: Int[np.ndarray, "n S"]
+    measure: Measure
+    num_candidates: int
+    num_weights: int
+    num_items: int
+    batch_size: int
+
+
+def make_decoder(
+    model: Model,
+    plan: Plan,
+    batches: Sequence[Sequence[Item]],
+    measure: Measure,
+    *,
+    num_candidates: int,
+    batch_size: int,
+) -> Decoder:
+    """Encodes the plan's drawings; `batches` are all that will be decoded."""
+    # One drawing at a time, as `sketch` does it: in a batch it could round otherwise.
+    ids = [model.encode(jnp.asarray(to_float(drawing.image))[None])[0] for drawing in plan.drawings]
+    labels = jnp.array([drawing.label for drawing in plan.drawings])
+    num_layers = model.config.transformer.num_layers
+    return Decoder(
+        model=model,
+        plan=plan,
+        tokens=np.asarray(with_class_token(model.config, labels, jnp.stack(ids))),
+        measure=measure,
+        num_candidates=num_candidates,
+        num_weights=max(
+            len(structure_settings(item.setting, num_layers).layer_weights)
+            for batch in batches
+            for item in batch
+        ),
+        num_items=max(len(batch) for batch in batches),
+        batch_size=batch_size,
+    )
+
+
+def decode_batch(
+    decoder: Decoder, batch: Sequence[Item], progress: Callable[[], None]
+) -> list[Finished]:
+    """Makes a batch's pictures, in its order; calls `progress` once for each step."""
+    count = decoder.num_candidates
+    filled = [batch[place] for place in fill(len(batch), decoder.num_items)]
+    rows = [(item, candidate) for item in filled for candidate in range(count)]
+    ids, distances = _sample(decoder, rows, progress)
+    # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
+    pictures = np.stack(
+        [to_uint8(np.asarray(decoder.model.decode(jnp.asarray(row)[None])[0])) for row in ids]
+    )
+    drawings = [decoder.plan.drawings[item.drawing] for item, _ in rows]
+    measures = decoder.measure(
+        pictures,
+        np.stack([drawing.image for drawing in drawings]),
+        np.array([drawing.label for drawing in drawings]),
+        distances,
+    )
+    kept = np.zeros(len(filled), int)
+    if count > 1:
+        kept = best(measures["score"].reshape(-1, count))
+    finished = []
+    for place, item in enumerate(batch):
+        row = place * count + kept[place]
+        line = _describe(decoder.plan, item)
+        line |= {name: round(float(values[row]), 6) for name, values in measures.items()}
+        if count > 1:
+            scores = measures["score"][place * count :][:count]
+            line["candidate"] = int(kept[place])
+            line["scores"] = [round(float(score), 6) for score in scores]
+        line["ids_digest"] = hashlib.sha256(ids[row].astype("<i4").tobytes()).hexdigest()[:16]
+        finished.append(Finished(pictures[row], line))
+    return finished
+
+
+def _sample(
+    decoder: Decoder, rows: Sequence[tuple[Item, int]], progress: Callable[[], None]
+) -> tuple[Int[np.ndarray, "r N"], Float[np.ndarray, "r"]]:
+    """Ids and structure distances of samples, as many at a time as the batch size allows."""
+    guided = any(scale != 0 for scale in decoder.plan.values["guidance_scale"])
+    results = []
+    for call in make_batches(len(rows), decoder.batch_size):
+        part = [rows[row] for row in call.rows]
+        num_steps = part[0][0].setting["num_steps"]
+        done = 0
+
+        def advance_to(step: int) -> None:
+            nonlocal done
+            for _ in range(done, step):
+                progress()
+            done = step
+
+        results.append(
+            masksketch.sample(
+                decoder.model,
+                jnp.asarray(decoder.tokens[[item.drawing for item, _ in part]]),
+                _stack_settings(decoder, [item for item, _ in part]),
+                num_steps=num_steps,
+                seed=jnp.array([item.seed for item, _ in part], jnp.uint32),
+                indices=jnp.array([candidate for _, candidate in part]),
+                **decoder.plan.choices._asdict(),
+                guided=guided,
+                progress=advance_to,
+            )
+        )
+    ids, distances = (np.concatenate(column)[: len(rows)] for column in zip(*results, strict=True))
+    return ids, distances
+
+
+def _stack_settings(decoder: Decoder, items: Sequence[Item]) -> StructureSettings:
+    """Each item's settings along a leading axis."""
+    num_layers = decoder.model.config.transformer.num_layers
+    settings = [structure_settings(item.setting, num_layers) for item in items]
+    filled = [
+        each._replace(
+            layer_weights=np.pad(
+                each.layer_weights, (0, decoder.num_weights - len(each.layer_weights))
+            )
+        )
+        for each in settings
+    ]
+    return StructureSettings(*(np.stack(column) for column in zip(*filled, strict=True)))
+
+
+def _describe(plan: Plan, item: Item) -> Line:
+    drawing = plan.drawings[item.drawing]
+    return {
+        "item": item.number,
+        "file": picture_file(item.number),
+        "sketch": drawing.path,
+        "sketch_file": sketch_file(item.drawing),
+        "label": drawing.label,
+        "class_name": plan.class_names[drawing.label],
+        **item.setting,
+        "seed": item.seed,
+    }

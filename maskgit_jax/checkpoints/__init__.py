@@ -1,0 +1,1 @@
+"""Weights: the released format, other copies, where they are fetched from."""

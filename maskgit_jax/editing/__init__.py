@@ -1,0 +1,1 @@
+"""Pictures with a part sampled again: masks, canvas, windows."""

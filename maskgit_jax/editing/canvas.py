@@ -1,0 +1,145 @@
+"""A picture on its way through an edit: fitted to the model with its mask, put back afterwards.
+
+    picture = prepare(image, mask, model.config.tokenizer)
+    hidden = picture.hidden                    # Bool[N]: the ids to be made
+    made = ...                                 # UInt8[S, S, 3]: from picture.square and hidden
+    result = finish(picture, made)             # UInt8[H, W, 3]: as large as `image`
+
+No flags are defined here.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from maskgit_jax.config import TokenizerConfig
+from maskgit_jax.editing.masks import blend, blend_weights, fit_mask, latent_mask
+from maskgit_jax.errors import InputError
+from maskgit_jax.images import read_image
+
+_WHITE_FROM = 128
+_OUTLINE = (230, 0, 60)
+
+
+class EditPicture(NamedTuple):
+    """What `prepare` gives.
+
+    Attributes:
+      original: the picture as it was given.
+      mask: what is to be made again.
+      square: the whole picture at the model's size; beside one that is not square, its edge
+        pixels are repeated.
+      hidden: the ids that are to be made, those that the mask touches.
+      height: rows of the square that the picture fills.
+      width: columns of it; the picture is at the top left.
+      blend_radius: how far beyond the mask pixels may change: the side of a token.
+    """
+
+    original: UInt8[np.ndarray, "H W 3"]
+    mask: Bool[np.ndarray, "H W"]
+    square: UInt8[np.ndarray, "S S 3"]
+    hidden: Bool[np.ndarray, "N"]
+    height: int
+    width: int
+    blend_radius: int
+
+
+def prepare(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], tokenizer: TokenizerConfig
+) -> EditPicture:
+    """Fits a picture of any size, and the mask on it, to the model's square."""
+    size, latent_size = tokenizer.image_size, tokenizer.latent_size
+    scale = size / max(mask.shape)
+    height, width = (max(1, round(side * scale)) for side in mask.shape)
+    small = resize(image, height, width)
+    small_mask = np.zeros((size, size), bool)
+    small_mask[:height, :width] = fit_mask(mask, height, width)
+    return EditPicture(
+        original=image,
+        mask=mask,
+        square=np.pad(small, ((0, size - height), (0, size - width), (0, 0)), mode="edge"),
+        hidden=latent_mask(small_mask, latent_size),
+        height=height,
+        width=width,
+        blend_radius=blend_radius(tokenizer, scale),
+    )
+
+
+def finish(picture: EditPicture, made: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """What was made, in the original's place and size.
+
+    All of the mask is from `made`; from there it fades into the original, whose bytes are
+    untouched beyond `blend_radius`.
+    """
+    large = resize(made[: picture.height, : picture.width], *picture.mask.shape)
+    return blend(picture.original, large, blend_weights(picture.mask, picture.blend_radius))
+
+
+def blend_radius(tokenizer: TokenizerConfig, scale: float = 1.0) -> int:
+    """The side of a token, in pixels of a picture that is `scale` times as large in the model."""
+    return max(1, round(tokenizer.image_size / tokenizer.latent_size / scale))
+
+
+def resize(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The picture stretched to a size (antialiased Lanczos); the same pixels at its own."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def read_mask(path: str | Path, height: int, width: int) -> tuple[Bool[np.ndarray, "_ _"], bool]:
+    """A mask file's white (128 and above), and whether it had to be stretched to the size.
+
+    Raises:
+      InputError: no picture, nothing white in it, or nothing else.
+    """
+    mask = read_image(path).mean(axis=-1) >= _WHITE_FROM
+    if mask.all() or not mask.any():
+        found = "is white all over" if mask.all() else "has no white"
+        raise InputError(
+            f"the mask {str(path)!r} {found}; expected white where the picture is to be made "
+            "again and black where it stays"
+        )
+    if mask.shape == (height, width):
+        return mask, False
+    fitted = fit_mask(mask, height, width)
+    if fitted.all():
+        raise InputError(
+            f"the mask {str(path)!r} covers all of the picture at its {width}x{height} pixels; "
+            "expected some black: give a mask of the picture's size"
+        )
+    return fitted, True
+
+
+def box_mask(
+    top: int, left: int, box_height: int, box_width: int, height: int, width: int
+) -> Bool[np.ndarray, "_ _"]:
+    """The mask of a box, in pixels of a picture of `height` and `width`.
+
+    Raises:
+      InputError: a side below 1, a box that leaves the picture, or all of the picture.
+    """
+    box = f"box {top},{left},{box_height},{box_width} (top,left,height,width)"
+    if min(box_height, box_width) < 1:
+        raise InputError(f"{box}: height and width must be 1 or more")
+    if min(top, left) < 0 or top + box_height > height or left + box_width > width:
+        raise InputError(f"{box} leaves the picture of {width}x{height} pixels (width x height)")
+    if (box_height, box_width) == (height, width):
+        raise InputError(f"{box} is all of the picture: leave something to go by")
+    mask = np.zeros((height, width), bool)
+    mask[top : top + box_height, left : left + box_width] = True
+    return mask
+
+
+def outlined(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture with a red line along the mask's inner edge."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    image = image.copy()
+    image[mask & ~inner] = _OUTLINE
+    return image

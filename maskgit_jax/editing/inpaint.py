@@ -1,0 +1,96 @@
+"""Inpainting and class-conditional editing: MaskGIT in a picture's masked ids (section 4.3)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from maskgit_jax.config import ModelConfig
+from maskgit_jax.images import to_float, to_uint8
+from maskgit_jax.knobs import KNOBS, check_value
+from maskgit_jax.model import Model, with_class_token
+from maskgit_jax.sampling import batched
+from maskgit_jax.sampling.loop import MASK_ID
+from maskgit_jax.sampling.maskgit import MaskGit
+
+Squares = UInt8[np.ndarray, "b S S 3"]
+
+
+class EditSettings(NamedTuple):
+    """How hidden ids are filled.
+
+    Attributes:
+      num_steps: T.
+      temperature: of the choice which ids to keep.
+      token_temperature: τ of `loop.tempered`.
+    """
+
+    num_steps: int
+    temperature: float
+    token_temperature: float = 1.0
+
+
+def chosen_settings(
+    config: ModelConfig,
+    num_steps: int | None,
+    temperature: float | None,
+    token_temperature: float | None = None,
+    method: str = "edit",
+) -> EditSettings:
+    """The settings of a model's presets for "edit" or "stroke", with what is given in their place.
+
+    Raises:
+      InputError: a value out of its range; names the flag.
+    """
+    given = {
+        "num_steps": num_steps,
+        "temperature": temperature,
+        "token_temperature": token_temperature,
+    }
+    settings = {name: config.presets[method][name] for name in EditSettings._fields}
+    for name, value in given.items():
+        if value is not None:
+            check_value(f"--{name}", value, KNOBS[method][name])
+            settings[name] = value
+    return EditSettings(**settings)
+
+
+def encode(model: Model, squares: Squares) -> Int[np.ndarray, "b N"]:
+    """The pictures' ids."""
+    # One at a time, here and below: in a batch, rounding could depend on the batch's size.
+    return np.stack([np.asarray(model.encode(jnp.asarray(to_float(s))[None])[0]) for s in squares])
+
+
+def decode(model: Model, ids: Int[np.ndarray, "b N"]) -> Squares:
+    """The pictures of ids, as they would be saved."""
+    return np.stack([to_uint8(np.asarray(model.decode(jnp.asarray(row)[None])[0])) for row in ids])
+
+
+def remake(
+    model: Model,
+    squares: Squares,
+    hidden: Bool[np.ndarray, "b N"],
+    labels: Int[np.ndarray, "b"],
+    settings: EditSettings,
+    *,
+    seed: int,
+    indices: Int[np.ndarray, "b"],
+) -> Squares:
+    """The pictures with their hidden ids made anew by MaskGIT (section 4.3).
+
+    The others are the pictures' own: of those, what comes back is the tokenizer's round trip.
+    """
+    ids = np.where(hidden, MASK_ID, encode(model, squares))
+    made = batched.sample(
+        model,
+        with_class_token(model.config, jnp.asarray(labels), jnp.asarray(ids)),
+        num_steps=settings.num_steps,
+        # As published: the third of 12 steps.
+        first_step=settings.num_steps // 6,
+        sampler=MaskGit(settings.temperature),
+        token_temperature=settings.token_temperature,
+        seed=seed,
+        indices=jnp.asarray(indices),
+    )
+    return decode(model, np.asarray(made))

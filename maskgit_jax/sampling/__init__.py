@@ -1,0 +1,1 @@
+"""Parallel decoding: the loop, its samplers, batches of samples."""

@@ -1,0 +1,101 @@
+"""MaskGIT's own sampling on the decode loop (arXiv:2202.04200, section 3.2)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from maskgit_jax.networks.stacked import code_logits
+from maskgit_jax.networks.transformer import Transformer
+from maskgit_jax.sampling import schedules
+from maskgit_jax.sampling.loop import MASK_ID, Predict, RandomKey, Remask, Step, Tokens, hide_lowest
+
+
+def maskgit_predict(transformer: Transformer, params: Any) -> Predict:
+    """The transformer alone."""
+    return lambda ids, step: code_logits(transformer, params, ids)
+
+
+def count_hidden_next(
+    schedule: str,
+    step: Step,
+    num_steps: Int[Array, ""] | int,
+    ids: Tokens,
+    num_hidden: Int[Array, ""],
+) -> Int[Array, ""]:
+    """How many ids are hidden after a step: γ((t+1)/T) · N₀, at least one and fewer than now."""
+    share = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_hidden)
+    count = jnp.floor(num_hidden * share).astype(jnp.int32)
+    return jnp.clip(count, 1, jnp.maximum(jnp.sum(ids == MASK_ID) - 1, 1))
+
+
+def maskgit_remask(
+    num_hidden: Int[Array, ""],
+    *,
+    num_steps: Int[Array, ""] | int,
+    temperature: Float[Array, ""] | float = 4.5,
+    schedule: str = "cosine",
+) -> Remask:
+    """Hides the ids that the model is least sure of (MaskGIT, section 3.2, step 4).
+
+    Args:
+      num_hidden: number of ids hidden at the very start, N₀; next are hidden γ((t+1)/T)·N₀,
+        at least one and fewer than now.
+      num_steps: T.
+      temperature: of the Gumbel noise on the log-confidence; falls linearly to 0.
+      schedule: one of `schedules.SCHEDULE_NAMES`.
+    """
+
+    def remask(step, ids, sampled, logits, key):
+        hidden = ids == MASK_ID
+        count = count_hidden_next(schedule, step, num_steps, ids, num_hidden)
+        log_probabilities = jax.nn.log_softmax(logits)
+        confidence = jnp.take_along_axis(log_probabilities, sampled[:, None], axis=-1)[:, 0]
+        key, choice_key = jax.random.split(key)
+        noise = jax.random.gumbel(choice_key, confidence.shape)
+        confidence = confidence + temperature * (1 - (step + 1.0) / num_steps) * noise
+        # Ids that were visible are never hidden again.
+        confidence = jnp.where(hidden, confidence, jnp.inf)
+        hide = hide_lowest(confidence, count, jax.random.fold_in(choice_key, 1))
+        return hide & hidden, key
+
+    return remask
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaskGit:
+    """MaskGIT's sampler: the surest ids are kept; see `batched.Sampler`.
+
+    Attributes:
+      temperature: of the choice which ids to keep, ≥ 0.
+      schedule: one of `schedules.SCHEDULE_NAMES`.
+    """
+
+    temperature: Any = 4.5
+    schedule: str = dataclasses.field(default="cosine", metadata={"static": True})
+
+    def __post_init__(self):
+        schedules.check_schedule(self.schedule)
+
+    def memory(self, tokens: Int[Array, "B S"]) -> tuple:
+        """See `batched.Sampler`."""
+        return ()
+
+    def __call__(
+        self,
+        predict: Predict,
+        to_fill: Bool[Array, "S"],
+        key: RandomKey,
+        num_steps: Int[Array, ""] | int,
+    ) -> tuple[Predict, Remask]:
+        """See `batched.Sampler`."""
+        remask = maskgit_remask(
+            jnp.sum(to_fill),
+            num_steps=num_steps,
+            temperature=self.temperature,
+            schedule=self.schedule,
+        )
+        return predict, remask

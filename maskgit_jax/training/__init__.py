@@ -1,0 +1,1 @@
+"""Losses, optimizers and the update of both training stages."""

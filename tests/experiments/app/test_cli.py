@@ -1,0 +1,49 @@
+import subprocess
+import sys
+
+import pytest
+
+from tests.commands import ROOT
+
+
+def run(program: str, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    ("main", "status", "message"),
+    [
+        ("pass", 0, ""),
+        ("raise InputError('found a,\\nexpected b')", 2, "-c: found a, expected b\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+    ],
+)
+def test_status_and_message(main, status, message):
+    program = (
+        "from experiments import cli\n"
+        "from maskgit_jax.errors import InputError\n"
+        f"def main():\n    {main}\n"
+        "cli.run(main)\n"
+    )
+    result = run(program)
+    assert (result.returncode, result.stderr) == (status, message)
+
+
+def test_unknown_flags_and_words_end_with_status_2():
+    program = "from experiments import cli\ncli.run(lambda: None)"
+    for argument in ("--colour=red", "red"):
+        result = run(program, argument)
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1 and argument.strip("-")[:6] in result.stderr
+
+
+def test_ci_calls_the_readme_s_test_command():
+    commands = [
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("python3 -m venv")
+    ]
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()

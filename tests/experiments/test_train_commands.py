@@ -1,0 +1,233 @@
+"""The training commands as a user runs them, on tiny models."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from maskgit_jax import config, model
+from maskgit_jax.checkpoints import checkpoint
+from maskgit_jax.networks.tokenizer import Tokenizer
+from maskgit_jax.networks.transformer import Transformer
+from tests.commands import ROOT
+from tests.experiments.training.test_datasets import CORRUPT, fill_folder
+
+TOKENIZER, TRANSFORMER = "experiments.train_tokenizer", "experiments.train_transformer"
+TINY = {
+    "transformer": {
+        "codebook_size": 32,
+        "num_classes": 10,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "sequence_length": 65,
+    },
+    "tokenizer": {
+        "image_size": 16,
+        "latent_size": 8,
+        "filters": 8,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "embedding_dim": 8,
+        "codebook_size": 32,
+        "norm_groups": 4,
+    },
+}
+WORLD = ("--num_images=40", "--num_held_out=8", "--sample_every=0", "--validate_every=0")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny config.json."""
+    path = tmp_path_factory.mktemp("commands")
+    (path / "tiny.json").write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts a command; all share what JAX compiles."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    env = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # Most of the time goes into compiling.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+
+    def call(command: str, *flags: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", command, *flags],
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return call
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What the command wrote to stderr, after it ended well."""
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    return error
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The records of `measures.jsonl`, less the speed."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        del record["images_per_second"]
+    return records
+
+
+def killed_thrice(command: str, flags: tuple[str, ...], log: Path, start, rng) -> None:
+    """kill -9 at three random steps, then lets the command end."""
+    for low, high in ((1, 10), (12, 22), (24, 34)):
+        step = int(rng.integers(low, high))
+        process = start(command, *flags)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and process.poll() is None:
+            if log.exists() and len(log.read_text().splitlines()) >= step:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()[1]
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(start(command, *flags))
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_losses_and_weights(place, start):
+    rng = np.random.default_rng()
+    whole, killed = place / "whole", place / "killed"
+    options = (*WORLD, "--save_every=9", "--log_every=1", "--batch_size=4", "--num_steps=60")
+    for command, name, weights, extra in (
+        (
+            TOKENIZER,
+            "tokenizer_training",
+            "tokenizer_checkpoint",
+            ("--num_warmup_steps=2", f"--config={place / 'tiny.json'}"),
+        ),
+        (TRANSFORMER, "transformer_training", "maskgit_checkpoint", ()),
+    ):
+        flags = (*options, *extra)
+        finish(start(command, f"--model_dir={whole}", *flags))
+        log = killed / name / "metrics.jsonl"
+        killed_thrice(command, (f"--model_dir={killed}", *flags), log, start, rng)
+        records = read_log(whole / name)
+        assert [record["step"] for record in records] == list(range(1, 61))
+        assert read_log(killed / name) == records
+        trees = [checkpoint.read_checkpoint(folder / weights) for folder in (whole, killed)]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_becomes_a_model(place, start):
+    """With what is off for the demo: discriminator, accumulation, bfloat16."""
+    fill_folder(place / "pictures")
+    common = (
+        f"--model_dir={place / 'mine'}",
+        f"--data={place / 'pictures'}",
+        "--batch_size=8",
+        "--num_steps=5",
+        "--log_every=2",
+    )
+    error = finish(
+        start(
+            TOKENIZER,
+            *common,
+            f"--config={place / 'tiny.json'}",
+            "--num_warmup_steps=0",
+            "--adversarial_weight=0.1",
+            "--perceptual_weight=0.1",
+            "--adversarial_start=2",
+            "--discriminator_filters=4",
+            "--sample_every=0",
+        )
+    )
+    skipped = [line for line in error.replace("\r", "\n").splitlines() if "skipped: " in line]
+    assert skipped
+    assert all(sum(name in line for line in skipped) <= 1 for name in CORRUPT)
+    records = read_log(place / "mine" / "tokenizer_training")
+    assert [record["step"] for record in records] == [2, 4, 5]
+    assert {"loss", "discriminator", "r1", "perceptual", "learning_rate"} <= set(records[0])
+    assert records[-1]["validation_psnr"] > 0
+    finish(start(TRANSFORMER, *common, "--accumulate=2", "--dtype=bfloat16", "--validate_every=0"))
+    records = read_log(place / "mine" / "transformer_training")
+    assert abs(records[-1]["loss"] - np.log(32)) < 0.5
+    assert (place / "mine" / "transformer_training" / "samples" / "0000005.png").exists()
+
+    loaded = model.load_model(place / "mine")
+    assert loaded.config.class_names == ("blue", "green", "red")
+    assert loaded.transformer.config.num_classes == 3
+
+
+@pytest.mark.slow
+def test_runs_start_from_the_weights_of_a_model(place, start):
+    """With a learning rate of 0 they stay what they were."""
+    source = place / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(TINY))
+    cfg = config.read_config(source / "config.json")
+    rng = np.random.default_rng(0)
+    for name, module, example in (
+        ("maskgit", Transformer(cfg.transformer), jax.ShapeDtypeStruct((1, 65), "int32")),
+        ("tokenizer", Tokenizer(cfg.tokenizer), jax.ShapeDtypeStruct((1, 16, 16, 3), "float32")),
+    ):
+        params = jax.tree.map(
+            lambda shape: rng.normal(0, 0.1, shape.shape).astype(np.float32),
+            checkpoint.parameter_shapes(module, example),
+        )
+        checkpoint.write_checkpoint(source / f"{name}_checkpoint", params)
+    common = (f"--init_from={source}", "--learning_rate=0", "--num_steps=2", *WORLD)
+    processes = [
+        start(command, f"--model_dir={place / command}", *common)
+        for command in (TOKENIZER, TRANSFORMER)
+    ]
+    for process in processes:
+        finish(process)
+    for command, name in (
+        (TOKENIZER, "tokenizer_checkpoint"),
+        (TRANSFORMER, "tokenizer_checkpoint"),
+        (TRANSFORMER, "maskgit_checkpoint"),
+    ):
+        trees = [checkpoint.read_checkpoint(folder / name) for folder in (source, place / command)]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *trees)
+
+
+@pytest.mark.slow
+def test_bad_input_ends_with_one_line_and_status_2(place, start):
+    existing = place / "existing"
+    existing.mkdir()
+    (existing / "config.json").write_text(json.dumps(TINY))
+    folder = f"--model_dir={place / 'new'}"
+    cases = {
+        "flag --ema_decay=2": (TOKENIZER, folder, "--ema_decay=2"),
+        "has no sub-folders": (TOKENIZER, folder, f"--data={existing}"),
+        "no model 'nothing'": (TRANSFORMER, folder, "--init_from=nothing"),
+        "a model folder needs a config.json": (TRANSFORMER, folder),
+        "tokenizer_checkpoint does not exist": (TRANSFORMER, f"--model_dir={existing}"),
+        "batch of 9 cannot be accumulated": (
+            *(TOKENIZER, folder, f"--config={place / 'tiny.json'}", *WORLD),
+            *("--batch_size=9", "--accumulate=2"),
+        ),
+    }
+    processes = {words: start(*command) for words, command in cases.items()}
+    for words, process in processes.items():
+        error = process.communicate()[1]
+        assert process.returncode == 2, error
+        assert words in error.splitlines()[-1], error
+        assert "Traceback" not in error
