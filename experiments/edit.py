@@ -8,35 +8,30 @@
 The label says what is to be seen: the picture's own class (inpainting) or another
 (class-conditional editing). A mask is white where the picture is to be made anew; --sketch guides
 there as in `experiments.sketch`, and only then the flags of structure guidance count. Writes the
-pictures, `grid.png` (first what was given, the mask outlined) and `results.jsonl` (one line per
-picture); an earlier run's in the same folder are replaced.
+pictures as they are made, `results.jsonl` (one line per picture) and in the end `grid.png` (first
+the picture, its mask outlined). A stopped run goes on when the same command is given again; those
+of other settings are replaced.
 
 Pictures of any size: what is farther from the mask than a token's side comes back bit by bit.
 """
 
 import re
 import sys
-import time
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 from jaxtyping import Bool, UInt8
-from tqdm import tqdm
 
 from experiments.app import cli, guidance_flags
-from experiments.app.batches import Batch, make_batches
-from experiments.app.guidance_flags import GuidanceFlags
-from experiments.app.sample_folder import check_not_replaced, write_samples
+from experiments.app.batches import Batch
+from experiments.app.picture_job import GRID, Progress, contact_sheet, make_pictures
+from experiments.app.run_folder import RunFolder
 from guidance.inpaint import follow_sketch
-from maskgit_jax.config import ModelConfig
-from maskgit_jax.editing.canvas import box_mask, finish, outlined, prepare, read_mask, resize
-from maskgit_jax.editing.inpaint import EditSettings, chosen_settings, remake
-from maskgit_jax.editing.masks import fit_mask
+from maskgit_jax.editing.canvas import box_mask, finish, prepare, read_mask, resize
+from maskgit_jax.editing.inpaint import chosen_settings, remake
 from maskgit_jax.editing.outpaint import SIDES, Growth, grow
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import MAX_PIXELS, make_grid, read_image
+from maskgit_jax.images import MAX_PIXELS, read_image
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model, model_config
 
@@ -44,7 +39,6 @@ _MOST_SAMPLES = 10_000
 _MOST_BY = 400  # percent
 _MOST_HEIGHTS = 20
 _PAPER = 235
-_GRID_SIDE = 384
 
 # --help lists them too.
 flags.adopt_module_key_flags(guidance_flags)
@@ -64,69 +58,85 @@ _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Pictures to make.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "out", "Folder for the results.")
 
 
-class Job(NamedTuple):
-    """What is to be made.
-
-    Attributes:
-      image: the picture as given.
-      label: class.
-      mask: the pixels to be made anew; None where the picture grows.
-      growths: the sides to grow to, one after the other; empty where there is a mask.
-      sketch: what guides inside the mask, if anything does.
-    """
-
-    image: UInt8[np.ndarray, "H W 3"]
-    label: int
-    mask: Bool[np.ndarray, "H W"] | None
-    growths: list[Growth]
-    sketch: UInt8[np.ndarray, "H W 3"] | None
-
-
 def main() -> None:
     """Edits as the flags say."""
     check_flags()
-    # All that can be wrong is looked at before anything large is fetched or made.
     image = read_image(_IMAGE.value)
     config = model_config(flags.FLAGS.model)
     label = find_label(_LABEL.value, config.class_names)
     shape = image.shape[:2]
-    job = Job(image, label, read_region(*shape), read_growths(*shape), read_sketch(*shape))
+    mask, growths, sketch = read_region(*shape), read_growths(*shape), read_sketch(*shape)
     guided = guidance_flags.read(config)
-    settings = read_settings(config, guided)
-    model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
-    output_dir = cli.output_folder(_OUTPUT_DIR)
-    for flag in (_IMAGE, _MASK, _SKETCH):
-        if flag.value is not None:
-            check_not_replaced(flag.name, flag.value, output_dir)
+    given = {name: flags.FLAGS[name].value for name in ("num_steps", "token_temperature")}
+    if given["num_steps"] is not None:
+        given["num_steps"] = guided.num_steps
+    if given["token_temperature"] is not None:
+        given["token_temperature"] = guided.settings.token_temperature
+    settings = chosen_settings(config, temperature=_TEMPERATURE.value, **given)
+    seed = flags.FLAGS.seed
 
-    record = {
-        **{flag.name: flag.value for flag in (_IMAGE, _MASK, _BOX, _SKETCH)},
-        "growths": dict(job.growths),
-        "label": label,
-        "class_name": config.class_names[label],
-        **(guided.record if job.sketch is not None else settings._asdict()),
-        **{name: flags.FLAGS[name].value for name in ("model", "dtype", "seed")},
-    }
-    pictures, lines = [], []
-    batches = make_batches(_NUM_SAMPLES.value, flags.FLAGS.batch_size)
-    for batch in tqdm(batches, desc="editing", unit="batch"):
-        start = time.perf_counter()
-        made, distances = edit(model, job, guided, settings, batch)
-        seconds = (time.perf_counter() - start) / batch.count
-        pictures.extend(made)
-        for index, distance in enumerate(distances, batch.first):
-            lines.append(
-                {
-                    "file": f"sample_{index:03d}.png",
-                    "index": index,
-                    **({} if distance is None else {"structure_distance": distance}),
-                    "seconds_per_sample": round(seconds, 3),
-                    "includes_compilation": batch is batches[0],
-                    **record,
-                }
-            )
-    write_samples(output_dir, pictures, lines, contact_sheet(*before(job), pictures))
-    print(f"{len(lines)} pictures in {output_dir}, look at {output_dir / 'grid.png'}")
+    def sampler(model: Model):
+        if mask is not None:
+            picture = prepare(image, mask, config.tokenizer)
+        if sketch is not None:
+            drawn = prepare(sketch, mask, config.tokenizer).square
+
+        def sample(batch: Batch, progress: Progress):
+            def repeated(x: np.ndarray) -> np.ndarray:
+                return np.repeat(x[None], len(batch.rows), axis=0)
+
+            common = {"seed": seed, "indices": batch.rows}
+            labels, measures = np.full(len(batch.rows), label), [{}] * batch.count
+            if growths:
+                made = grow(model, repeated(image), growths, labels, settings, **common)
+                return made[: batch.count], measures
+            squares, hidden = repeated(picture.square), repeated(picture.hidden)
+            if sketch is None:
+                made = remake(model, squares, hidden, labels, settings, **common)
+            else:
+                made, distances = follow_sketch(
+                    model,
+                    squares,
+                    repeated(drawn),
+                    hidden,
+                    labels,
+                    guided.settings,
+                    num_steps=guided.num_steps,
+                    **guided.choices._asdict(),
+                    **common,
+                )
+                measures = [{"structure_distance": round(float(each), 6)} for each in distances]
+            made = [finish(picture, square) for square in made[: batch.count]]
+            return made, measures[: batch.count]
+
+        return sample
+
+    def sheet(pictures: list[np.ndarray]) -> np.ndarray:
+        shown, region = (image, mask) if mask is not None else on_paper(image, growths)
+        height, width = region.shape
+        columns = 1 if width > 2 * height else None
+        return contact_sheet(shown, region, pictures, side=height, columns=columns)
+
+    folder = RunFolder(_OUTPUT_DIR.value, "edit")
+    lines = make_pictures(
+        folder,
+        {
+            **{flag.name: flag.value for flag in (_IMAGE, _MASK, _BOX, _SKETCH)},
+            "growths": dict(growths),
+            "label": label,
+            "class_name": config.class_names[label],
+            **(guided.record if sketch is not None else settings._asdict()),
+            **{name: flags.FLAGS[name].value for name in ("model", "dtype", "seed")},
+        },
+        inputs={flag.name: flag.value for flag in (_IMAGE, _MASK, _SKETCH)},
+        load=lambda: load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype),
+        sampler=sampler,
+        num_samples=_NUM_SAMPLES.value,
+        batch_size=flags.FLAGS.batch_size,
+        num_steps=settings.num_steps if sketch is None else guided.num_steps,
+        sheet=sheet,
+    )
+    print(f"{len(lines)} pictures in {folder.path}, look at {folder.path / GRID}")
 
 
 def check_flags() -> None:
@@ -224,72 +234,14 @@ def read_sketch(height: int, width: int) -> UInt8[np.ndarray, "_ _ 3"] | None:
     return resize(sketch, height, width)
 
 
-def read_settings(config: ModelConfig, guided: GuidanceFlags) -> EditSettings:
-    """The settings where no sketch guides."""
-    num_steps = None if flags.FLAGS.num_steps is None else guided.num_steps
-    token_temperature = None
-    if flags.FLAGS.token_temperature is not None:
-        token_temperature = guided.settings.token_temperature
-    return chosen_settings(config, num_steps, _TEMPERATURE.value, token_temperature)
-
-
-def edit(
-    model: Model, job: Job, guided: GuidanceFlags, settings: EditSettings, batch: Batch
-) -> tuple[list[UInt8[np.ndarray, "_ _ 3"]], list[float | None]]:
-    """One batch of results and, where a sketch guides, their distances to it."""
-    indices, size, seed = batch.rows, len(batch.rows), flags.FLAGS.seed
-    labels = np.full(size, job.label)
-    if job.growths:
-        images = np.repeat(job.image[None], size, axis=0)
-        made = grow(model, images, job.growths, labels, settings, seed=seed, indices=indices)
-        return list(made[: batch.count]), [None] * batch.count
-    picture = prepare(job.image, job.mask, model.config.tokenizer)
-    squares = np.repeat(picture.square[None], size, axis=0)
-    hidden = np.repeat(picture.hidden[None], size, axis=0)
-    if job.sketch is None:
-        made = remake(model, squares, hidden, labels, settings, seed=seed, indices=indices)
-        distances = [None] * size
-    else:
-        sketch = prepare(job.sketch, job.mask, model.config.tokenizer).square
-        made, distances = follow_sketch(
-            model,
-            squares,
-            np.repeat(sketch[None], size, axis=0),
-            hidden,
-            labels,
-            guided.settings,
-            num_steps=guided.num_steps,
-            **guided.choices._asdict(),
-            seed=seed,
-            indices=indices,
-        )
-        distances = [round(float(distance), 6) for distance in distances]
-    return [finish(picture, square) for square in made[: batch.count]], distances[: batch.count]
-
-
-def before(job: Job) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    """The picture as given, on paper where it grows, and what is to be made of it."""
-    if job.mask is not None:
-        return job.image, job.mask
-    room = {side: 0 for side in SIDES} | dict(job.growths)
+def on_paper(
+    image: UInt8[np.ndarray, "H W 3"], growths: list[Growth]
+) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    """The picture with paper where it will grow, and that as a mask."""
+    room = {side: 0 for side in SIDES} | dict(growths)
     margins = (room["up"], room["down"]), (room["left"], room["right"])
-    image = np.pad(job.image, (*margins, (0, 0)), constant_values=_PAPER)
-    return image, np.pad(np.zeros(job.image.shape[:2], bool), margins, constant_values=True)
-
-
-def contact_sheet(
-    image: UInt8[np.ndarray, "H W 3"],
-    mask: Bool[np.ndarray, "H W"],
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with its mask, then the results; large ones shrunk, wide ones in a column."""
-    height, width = mask.shape
-    scale = min(1.0, _GRID_SIDE / height)
-    small = max(1, round(height * scale)), max(1, round(width * scale))
-    shown = [outlined(resize(image, *small), fit_mask(mask, *small))]
-    shown += [resize(picture, *small) for picture in pictures]
-    columns = 1 if width > 2 * height else None
-    return make_grid(shown, columns=columns, scale=max(1, _GRID_SIDE // 2 // height))
+    mask = np.pad(np.zeros(image.shape[:2], bool), margins, constant_values=True)
+    return np.pad(image, (*margins, (0, 0)), constant_values=_PAPER), mask
 
 
 if __name__ == "__main__":

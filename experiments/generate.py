@@ -6,36 +6,38 @@
 
 Three samplers fill the ids: MaskGIT's, which keeps the surest (arXiv:2202.04200); the Halton
 scheduler, which spreads them over the picture (arXiv:2503.17076); and ReMDM, which masks some again
-(arXiv:2503.00307). docs/samplers.md explains their settings. Writes `grid.png` of the first
-pictures, and by --format
+(arXiv:2503.00307). docs/samplers.md explains their settings. Writes, by --format, and in the end
+`grid.png` of the first pictures,
 
-    png    one file per picture, and `results.jsonl`
+    png    one file per picture as it is made, and `results.jsonl`, a line for each
     npz    `samples.npz` as ADM's evaluator and `experiments.score` take it: arr_0, uint8
            [n, H, W, 3], and the labels arr_1, int64
+    grid   nothing else
 
-A killed run goes on where it was when the same command is given again. With --inception, the
-pictures are scored in the end (docs/imagenet.md).
+A stopped run goes on when the same command is given again. With --inception, the pictures are
+scored in the end (docs/imagenet.md).
 """
 
-from pathlib import Path
+import shutil
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 from experiments.app import cli, digests
-from experiments.app.batches import make_batches
-from experiments.app.generate_folder import FORMATS, GenerateFolder
+from experiments.app.batches import Batch, make_batches
 from experiments.app.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
-from experiments.app.pictures import ImageSet
+from experiments.app.picture_job import GRID
+from experiments.app.pictures import ImageSet, write_adm_npz
+from experiments.app.run_folder import RESULTS, Finished, RunFolder, read_picture
 from experiments.metrics.inception import load_inception
 from experiments.metrics.scoring import FEWEST, open_images, score
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import to_uint8
+from maskgit_jax.images import make_grid, png_bytes, to_uint8
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 from maskgit_jax.sampling.loop import MASK_ID
 from maskgit_jax.sampling.remdm import STRATEGIES, WINDOWS
@@ -43,6 +45,10 @@ from maskgit_jax.sampling.schedules import SCHEDULE_NAMES
 
 _MOST = 10**6
 _COLUMNS_UP_TO = 12
+_MOST_IN_GRID = 100
+_GRID_SIDE = 96  # pixels, at least
+_PARTS = "parts"
+FORMATS = ("png", "npz", "grid")
 
 _MODEL = flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512, or a model folder.")
 _LABELS = flags.DEFINE_string("labels", "all", "all, or names, numbers and ranges: house,3,5-7.")
@@ -84,7 +90,7 @@ _GUIDANCE_POWER = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "With a picture's number, all that it depends on.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures made together.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "samples", "Folder for the results.")
-_FORMAT = flags.DEFINE_enum("format", "grid", list(FORMATS), "What is written beside grid.png.")
+_FORMAT = flags.DEFINE_enum("format", "png", list(FORMATS), "What is written beside grid.png.")
 _INCEPTION = flags.DEFINE_string(
     "inception", None, "Score the pictures by this network, as experiments.score does."
 )
@@ -107,19 +113,27 @@ def main() -> None:
     config = model_config(_MODEL.value)
     plan = _read_plan(config)
     reference = _read_scoring(plan)
-    folder = GenerateFolder(Path(_OUTPUT_DIR.value))
+    folder = RunFolder(_OUTPUT_DIR.value, "generate")
     record = plan._asdict()
     record |= record.pop("settings") | {"format": _FORMAT.value}
-    folder.check(record)  # before anything large is loaded
-    variables = None if _INCEPTION.value is None else load_inception(_INCEPTION.value)
-    model = load_model(_MODEL.value)
-    folder.open(record | {"weights": digests.of_weights(model)})
-    if folder.finished():
-        print(f"finished before: look at {folder.path / 'grid.png'}")
-    else:
-        _make(model, plan, folder)
-        _finish(config, plan, folder)
-        print(f"{plan.count} pictures; look at {folder.path / 'grid.png'}")
+    with folder.claim(record):  # before anything large is loaded
+        variables = None if _INCEPTION.value is None else load_inception(_INCEPTION.value)
+        model = load_model(_MODEL.value)
+        folder.open(record | {"weights": digests.of_weights(model)})
+        if (folder.path / GRID).exists():
+            print(f"finished before: look at {folder.path / GRID}")
+        else:
+            folder.make_missing(
+                make_batches(plan.count, _BATCH_SIZE.value),
+                maker(model, plan, _FORMAT.value),
+                items=lambda batch: batch.rows.tolist(),
+                num_steps=lambda _: plan.num_steps,
+            )
+            finish(folder, plan, _FORMAT.value)
+            print(f"{plan.count} pictures; look at {folder.path / GRID}")
+        if _FORMAT.value != "png":
+            (folder.path / RESULTS).unlink(missing_ok=True)
+            shutil.rmtree(folder.path / _PARTS, ignore_errors=True)
     if variables is not None:
         samples = open_images("output_dir", str(folder.path / "samples.npz"))
         score(samples, reference, variables, _BATCH_SIZE.value)
@@ -136,21 +150,6 @@ def _read_scoring(plan: Plan) -> ImageSet | None:
     if plan.count < FEWEST:
         raise InputError(f"--inception: {plan.count} pictures, expected {FEWEST} or more")
     return None if _REFERENCE.value is None else open_images("reference", _REFERENCE.value)
-
-
-def _finish(config: ModelConfig, plan: Plan, folder: GenerateFolder) -> None:
-    """Writes what the finished folder holds."""
-    lines = [
-        {
-            "file": f"sample_{index:06d}.png",
-            "index": index,
-            "label": plan.label(index),
-            "class_name": config.class_names[plan.label(index)],
-        }
-        for index in range(plan.count)
-    ]
-    columns = len(plan.labels) if 1 < len(plan.labels) <= _COLUMNS_UP_TO else None
-    folder.finish(_FORMAT.value, lines, columns)
 
 
 def _read_plan(config: ModelConfig) -> Plan:
@@ -177,34 +176,49 @@ def _read_plan(config: ModelConfig) -> Plan:
     return plan
 
 
-def _make(model: Model, plan: Plan, folder: GenerateFolder) -> None:
-    """Makes the pictures that the folder lacks."""
-    done = folder.count()
-    with tqdm(total=plan.count, initial=done, desc="pictures", unit="", mininterval=1) as bar:
-        for batch in make_batches(plan.count, _BATCH_SIZE.value):
-            # Another batch size may have made the first of them.
-            new = slice(max(0, done - batch.first), batch.count)
-            if new.start < new.stop:
-                folder.add(batch.first + new.start, _draw(model, plan, batch.rows)[new])
-                bar.update(new.stop - new.start)
+def maker(model: Model, plan: Plan, form: str):
+    """What makes the pictures of a batch, for `RunFolder.make_missing`."""
+    name = "sample_{:06d}.png" if form == "png" else f"{_PARTS}/{{:06d}}.npy"
+
+    def make(batch: Batch, first: bool, progress: Callable[[int], None]):
+        labels = jnp.array([plan.label(index) for index in batch.rows.tolist()])
+        masked = jnp.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID)
+        ids = classifier_free.sample(
+            model,
+            with_class_token(model.config, labels, masked),
+            guidance_scale=plan.guidance_scale,
+            power=plan.guidance_power,
+            sampler=plan.make_sampler(),
+            token_temperature=plan.token_temperature,
+            num_steps=plan.num_steps,
+            seed=plan.seed,
+            indices=jnp.asarray(batch.rows),
+        )
+        pictures = to_uint8(np.asarray(model.decode(ids)))
+        made = []
+        for index in batch.rows[: batch.count].tolist():
+            label = plan.label(index)
+            line = {"file": name.format(index), "index": index, "label": label}
+            line["class_name"] = model.config.class_names[label]
+            made.append(Finished(pictures[index - batch.first], line))
+        return made, None
+
+    return make
 
 
-def _draw(model: Model, plan: Plan, indices: np.ndarray) -> UInt8[np.ndarray, "b H W 3"]:
-    """The pictures of these numbers."""
-    labels = jnp.array([plan.label(int(index)) for index in indices])
-    hidden = jnp.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID)
-    ids = classifier_free.sample(
-        model,
-        with_class_token(model.config, labels, hidden),
-        guidance_scale=plan.guidance_scale,
-        power=plan.guidance_power,
-        sampler=plan.make_sampler(),
-        token_temperature=plan.token_temperature,
-        num_steps=plan.num_steps,
-        seed=plan.seed,
-        indices=jnp.asarray(indices),
-    )
-    return to_uint8(np.asarray(model.decode(ids)))
+def finish(folder: RunFolder, plan: Plan, form: str) -> None:
+    """Puts the results together, all pictures being there; `grid.png` is the last."""
+    folder.merge()
+    lines = list(folder.finished().values())
+    files = [folder.path / line["file"] for line in lines]
+    if form == "npz":
+        pictures = (read_picture(file)[None] for file in tqdm(files, "writing", mininterval=1))
+        labels = np.array([line["label"] for line in lines], np.int64)
+        write_adm_npz(folder.path / "samples.npz", pictures, len(lines), labels)
+    shown = [read_picture(file) for file in files[:_MOST_IN_GRID]]
+    columns = len(plan.labels) if 1 < len(plan.labels) <= _COLUMNS_UP_TO else None
+    scale = max(1, _GRID_SIDE // len(shown[0]))
+    folder.write(GRID, png_bytes(make_grid(shown, columns=columns, scale=scale)))
 
 
 if __name__ == "__main__":

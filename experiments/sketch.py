@@ -2,26 +2,26 @@
 
     python -m experiments.sketch --sketch=my.png --label=house --num_samples=8 --output_dir=out
 
-Without arguments: a sample sketch and the demo model. Writes the pictures, `grid.png` (the sketch
-first) and `results.jsonl` (one line per picture); an earlier run's in the same folder are replaced.
+Without arguments: a sample sketch and the demo model. Writes the pictures as they are made,
+`results.jsonl` (one line per picture) and in the end `grid.png` (the sketch first). A stopped run
+goes on when the same command is given again; those of other settings are replaced.
 """
 
-import time
 from importlib.resources import files
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jaxtyping import Array, Float, Int, UInt8
-from tqdm import tqdm
 
 from experiments.app import cli, guidance_flags
-from experiments.app.batches import Batch, make_batches
-from experiments.app.sample_folder import check_not_replaced, write_samples
+from experiments.app.batches import Batch
+from experiments.app.picture_job import GRID, Progress, make_pictures
+from experiments.app.run_folder import RunFolder
 from guidance import masksketch
+from maskgit_jax.editing.inpaint import decode, encode
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import fit_image, make_grid, read_image, to_float, to_uint8
+from maskgit_jax.images import fit_image, make_grid, read_image
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 
@@ -48,76 +48,53 @@ def main() -> None:
         sketch_path, label_text = str(_SAMPLE_SKETCH), label_text or _SAMPLE_LABEL
     elif label_text is None:
         raise InputError("--sketch without --label: say what it shows, such as --label=house")
-    image = read_image(sketch_path)
-    # All that can be wrong is looked at before anything large is fetched or made.
     config = model_config(flags.FLAGS.model)
+    sketch = fit_image(read_image(sketch_path), config.tokenizer.image_size, mode=_FIT.value)
     label = find_label(label_text, config.class_names)
     guided = guidance_flags.read(config)
-    model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
-    output_dir = cli.output_folder(_OUTPUT_DIR)
-    check_not_replaced("sketch", sketch_path, output_dir)
 
-    sketch = fit_image(image, config.tokenizer.image_size, mode=_FIT.value)
-    ids = model.encode(jnp.asarray(to_float(sketch))[None])
-    tokens = with_class_token(config, jnp.array([label]), ids)
-    pictures, lines = [], []
-    batches = make_batches(_NUM_SAMPLES.value, flags.FLAGS.batch_size)
-    with tqdm(total=len(batches) * guided.num_steps, desc="compiling", unit="step") as bar:
-        for batch in batches:
-            start = time.perf_counter()
-            drawn, distances = _sample(model, tokens, guided, batch, bar)
-            seconds = (time.perf_counter() - start) / batch.count
-            pictures.extend(drawn)
-            for index, distance in enumerate(distances, batch.first):
-                lines.append(
-                    {
-                        "file": f"sample_{index:03d}.png",
-                        "index": index,
-                        "structure_distance": round(float(distance), 6),
-                        "seconds_per_sample": round(seconds, 3),
-                        "includes_compilation": batch is batches[0],
-                        "sketch": str(sketch_path),
-                        "label": label,
-                        "class_name": config.class_names[label],
-                        "fit": _FIT.value,
-                        **guided.record,
-                    }
-                )
-    grid = make_grid([sketch, *pictures], scale=max(1, 192 // len(sketch)))
-    write_samples(output_dir, pictures, lines, grid)
-    mean = np.mean([line["structure_distance"] for line in lines])
-    print(f"{len(lines)} pictures in {output_dir}, mean structure distance {mean:.4f}")
-    print(f"look at {output_dir / 'grid.png'}")
+    def sampler(model: Model):
+        ids = jnp.asarray(encode(model, sketch[None]))
+        tokens = with_class_token(config, jnp.array([label]), ids)
 
+        def sample(batch: Batch, progress: Progress):
+            samples = masksketch.sample(
+                model,
+                jnp.tile(tokens, (len(batch.rows), 1)),
+                guided.settings,
+                num_steps=guided.num_steps,
+                seed=guided.record["seed"],
+                indices=jnp.asarray(batch.rows),
+                **guided.choices._asdict(),
+                progress=progress,
+            )
+            ids, distances = (np.asarray(each)[: batch.count] for each in samples)
+            measures = [{"structure_distance": round(float(each), 6)} for each in distances]
+            return decode(model, ids), measures
 
-def _sample(
-    model: Model,
-    tokens: Int[Array, "1 S"],
-    guided: guidance_flags.GuidanceFlags,
-    batch: Batch,
-    bar: tqdm,
-) -> tuple[list[UInt8[np.ndarray, "H W 3"]], Float[np.ndarray, "b"]]:
-    """Pictures and structure distances of one batch; moves the bar with each step."""
-    first = bar.n
+        return sample
 
-    def progress(done: int) -> None:
-        if done:
-            bar.set_description("sampling", refresh=False)
-        bar.update(first + done - bar.n)
-
-    samples = masksketch.sample(
-        model,
-        jnp.tile(tokens, (len(batch.rows), 1)),
-        guided.settings,
+    folder = RunFolder(_OUTPUT_DIR.value, "sketch")
+    lines = make_pictures(
+        folder,
+        {
+            "sketch": str(sketch_path),
+            "label": label,
+            "class_name": config.class_names[label],
+            "fit": _FIT.value,
+            **guided.record,
+        },
+        inputs={"sketch": sketch_path},
+        load=lambda: load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype),
+        sampler=sampler,
+        num_samples=_NUM_SAMPLES.value,
+        batch_size=flags.FLAGS.batch_size,
         num_steps=guided.num_steps,
-        seed=guided.record["seed"],
-        indices=jnp.asarray(batch.rows),
-        **guided.choices._asdict(),
-        progress=progress,
+        sheet=lambda pictures: make_grid([sketch, *pictures], scale=max(1, 192 // len(sketch))),
     )
-    # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
-    ids, distances = (np.asarray(each)[: batch.count] for each in samples)
-    return [to_uint8(np.asarray(model.decode(row[None])[0])) for row in ids], distances
+    mean = np.mean([line["structure_distance"] for line in lines])
+    print(f"{len(lines)} pictures in {folder.path}, mean structure distance {mean:.4f}")
+    print(f"look at {folder.path / GRID}")
 
 
 if __name__ == "__main__":

@@ -12,40 +12,34 @@ picture that does not know of the stroke (0) to the stroke itself (1); the other
 compared (docs/maskgit_edit.md). `learned` needs an --energy of experiments.tune_energy, `iterative`
 a --model of experiments.tune_iterative.
 
-Writes `original.png`, `stroke.png`, `mask.png`, the pictures, `grid.png` (the photo with the mask
-outlined, the stroke, the pictures) and `results.jsonl` (one line per picture); an earlier run's in
-the same folder are replaced. What is farther from the mask than a token's side comes back bit by
-bit.
+Writes `original.png`, `stroke.png`, `mask.png`, the pictures as they are made, `results.jsonl` (one
+line per picture) and in the end `grid.png` (the photo with the mask outlined, the stroke, the
+pictures). A stopped run goes on when the same command is given again; those of other settings are
+replaced. What is farther from the mask than a token's side comes back bit by bit.
 """
-
-import time
-from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
 from jaxtyping import Float32, UInt8
-from tqdm import tqdm
 
 from experiments.app import cli
-from experiments.app.batches import make_batches
-from experiments.app.sample_folder import check_not_replaced, write_samples
+from experiments.app.batches import Batch
+from experiments.app.picture_job import GRID, Progress, contact_sheet, make_pictures
+from experiments.app.run_folder import RunFolder
 from experiments.metrics.strokes import colour_distance
 from guidance.stroke_methods import METHODS
 from guidance.stroke_sampling import CONFIDENT, follow_strokes, read_energy
 from guidance.strokes import KINDS, Stroke, automatic_stroke
 from maskgit_jax.config import ModelConfig
-from maskgit_jax.editing.canvas import finish, outlined, prepare, read_mask, resize
+from maskgit_jax.editing.canvas import finish, prepare, read_mask
 from maskgit_jax.editing.inpaint import EditSettings, chosen_settings
-from maskgit_jax.editing.masks import fit_mask
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, read_image, save_png
+from maskgit_jax.images import read_image
 from maskgit_jax.knobs import KNOBS, check_value
 from maskgit_jax.labels import find_label
-from maskgit_jax.model import DTYPES, load_model, model_config
+from maskgit_jax.model import DTYPES, Model, load_model, model_config
 
 _MOST_SAMPLES = 10_000
-_GRID_SIDE = 384
 
 _IMAGE = flags.DEFINE_string("image", None, "Picture file.")
 _LABEL = flags.DEFINE_string("label", None, "Class to be seen: a name or a number.")
@@ -81,61 +75,68 @@ def main() -> None:
     energy = read_method(config.transformer.codebook_size)
     image = read_image(_IMAGE.value)
     stroke = read_stroke(image)
-    output_dir = cli.output_folder(_OUTPUT_DIR)
-    inputs = {"original.png": image, "stroke.png": stroke.painted}
-    inputs["mask.png"] = np.repeat(stroke.mask[..., None].astype(np.uint8) * 255, 3, axis=-1)
-    check_inputs_stay(output_dir, inputs)
-    model = load_model(_MODEL.value, dtype=_DTYPE.value)
-
     picture = prepare(image, stroke.mask, config.tokenizer)
     painted = prepare(stroke.painted, stroke.mask, config.tokenizer).square
-    record = {
-        **{flag.name: flag.value for flag in (_IMAGE, _STROKE, _MASK, _AUTO)},
-        "label": label,
-        "class_name": config.class_names[label],
-        "method": _METHOD.value,
-        "confidence": confidence if _METHOD.value in CONFIDENT else None,
-        "energy": _ENERGY.value,
-        **settings._asdict(),
-        **{flag.name: flag.value for flag in (_MODEL, _DTYPE, _SEED)},
-    }
-    pictures, lines = [], []
-    batches = make_batches(_NUM_SAMPLES.value, _BATCH_SIZE.value)
-    for batch in tqdm(batches, desc="painting", unit="batch"):
-        size = len(batch.rows)
-        start = time.perf_counter()
-        samples = follow_strokes(
-            model,
-            *(np.repeat(x[None], size, 0) for x in (picture.square, painted)),
-            np.repeat(picture.hidden[None], size, 0),
-            np.full(size, label),
-            settings,
-            method=_METHOD.value,
-            confidence=confidence,
-            energy=energy,
-            seed=_SEED.value,
-            indices=batch.rows,
-        )
-        seconds = (time.perf_counter() - start) / batch.count
-        for index, made in enumerate(samples.images[: batch.count], batch.first):
-            pictures.append(finish(picture, made))
-            distance = colour_distance(pictures[-1][None], stroke.painted[None], stroke.mask[None])
-            lines.append(
-                {
-                    "file": f"sample_{index:03d}.png",
-                    "index": index,
-                    "colour_distance": round(float(distance[0]), 6),
-                    "seconds_per_sample": round(seconds, 3),
-                    "includes_compilation": batch is batches[0],
-                    **record,
-                }
+
+    def sampler(model: Model):
+        def sample(batch: Batch, progress: Progress):
+            def repeated(x: np.ndarray) -> np.ndarray:
+                return np.repeat(x[None], len(batch.rows), axis=0)
+
+            samples = follow_strokes(
+                model,
+                repeated(picture.square),
+                repeated(painted),
+                repeated(picture.hidden),
+                np.full(len(batch.rows), label),
+                settings,
+                method=_METHOD.value,
+                confidence=confidence,
+                energy=energy,
+                seed=_SEED.value,
+                indices=batch.rows,
             )
-    write_samples(output_dir, pictures, lines, contact_sheet(image, stroke, pictures))
-    for name, shown in inputs.items():
-        save_png(output_dir / name, shown)
+            made = [finish(picture, square) for square in samples.images[: batch.count]]
+            # One at a time: large pictures take gigabytes as floats.
+            distances = [
+                colour_distance(each[None], stroke.painted[None], stroke.mask[None])[0]
+                for each in made
+            ]
+            return made, [{"colour_distance": round(float(each), 6)} for each in distances]
+
+        return sample
+
+    folder = RunFolder(_OUTPUT_DIR.value, "stroke")
+    lines = make_pictures(
+        folder,
+        {
+            **{flag.name: flag.value for flag in (_IMAGE, _STROKE, _MASK, _AUTO)},
+            "label": label,
+            "class_name": config.class_names[label],
+            "method": _METHOD.value,
+            "confidence": confidence if _METHOD.value in CONFIDENT else None,
+            "energy": _ENERGY.value,
+            **settings._asdict(),
+            **{flag.name: flag.value for flag in (_MODEL, _DTYPE, _SEED)},
+        },
+        inputs={flag.name: flag.value for flag in (_IMAGE, _STROKE, _MASK, _ENERGY)},
+        load=lambda: load_model(_MODEL.value, dtype=_DTYPE.value),
+        sampler=sampler,
+        num_samples=_NUM_SAMPLES.value,
+        batch_size=_BATCH_SIZE.value,
+        num_steps=settings.num_steps,
+        sheet=lambda pictures: contact_sheet(
+            image, stroke.mask, [stroke.painted, *pictures], side=max(stroke.mask.shape)
+        ),
+        shown={
+            "original.png": image,
+            "stroke.png": stroke.painted,
+            "mask.png": np.repeat(stroke.mask[..., None].astype(np.uint8) * 255, 3, axis=-1),
+        },
+    )
     mean = np.mean([line["colour_distance"] for line in lines])
-    print(f"{len(lines)} pictures in {output_dir}, mean colour distance to the stroke {mean:.4f}")
-    print(f"look at {output_dir / 'grid.png'}")
+    print(f"{len(lines)} pictures in {folder.path}, mean colour distance to the stroke {mean:.4f}")
+    print(f"look at {folder.path / GRID}")
 
 
 def read_settings(config: ModelConfig) -> tuple[EditSettings, float]:
@@ -186,31 +187,6 @@ def read_stroke(image: UInt8[np.ndarray, "h w 3"]) -> Stroke:
                 f"--{flag.name}={flag.value} is not of the picture's size, {width}x{height} pixels"
             )
     return Stroke(painted, mask)
-
-
-def check_inputs_stay(output_dir: Path, names: Collection[str]) -> None:
-    """Raises InputError where the results would replace a file that a flag names."""
-    for flag in (_IMAGE, _STROKE, _MASK):
-        if flag.value is not None:
-            check_not_replaced(flag.name, flag.value, output_dir)
-            if Path(flag.value).resolve() in {(output_dir / name).resolve() for name in names}:
-                raise InputError(
-                    f"--{flag.name}={flag.value} would be overwritten: give another --output_dir"
-                )
-
-
-def contact_sheet(
-    image: UInt8[np.ndarray, "H W 3"],
-    stroke: Stroke,
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with the mask outlined, the stroke, then the results; large ones shrunk."""
-    height, width = stroke.mask.shape
-    scale = min(1.0, _GRID_SIDE / max(height, width))
-    small = max(1, round(height * scale)), max(1, round(width * scale))
-    shown = [outlined(resize(image, *small), fit_mask(stroke.mask, *small))]
-    shown += [resize(picture, *small) for picture in (stroke.painted, *pictures)]
-    return make_grid(shown, scale=max(1, _GRID_SIDE // 2 // max(small)))
 
 
 if __name__ == "__main__":

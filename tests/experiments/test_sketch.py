@@ -55,7 +55,7 @@ def test_a_sketch_becomes_pictures(tmp_path):
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "sample_000.png"), pictures[0])
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["grid.png", "results.jsonl", "sample_000.png"]
+    assert names == [".lock", "grid.png", "plan.json", "results.jsonl", "sample_000.png"]
 
 
 @pytest.mark.slow
