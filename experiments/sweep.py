@@ -20,10 +20,9 @@ does its share; elsewhere --coordinator_address, --num_processes and --process_i
 The folder must be one that all hosts see, such as gs://bucket/folder.
 """
 
+import functools
 import math
-import sys
 import time
-from collections.abc import Collection
 from importlib.resources import files
 
 import jax
@@ -31,12 +30,11 @@ import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
-from experiments import report
 from experiments.app import cli, digests, guidance_flags
 from experiments.app.drawings import read_drawings
-from experiments.sweeps import best_of
-from experiments.sweeps.best_of import Rejection
-from experiments.sweeps.folder import SweepFolder
+from experiments.app.run_folder import RunFolder
+from experiments.sweeps import best_of, page
+from experiments.sweeps.best_of import BestOf
 from experiments.sweeps.plan import (
     Item,
     Plan,
@@ -44,8 +42,9 @@ from experiments.sweeps.plan import (
     plan_batches,
     plan_items,
     plan_record,
+    sketch_file,
 )
-from experiments.sweeps.run import Decoder, decode_batch, make_decoder
+from experiments.sweeps.run import decode_batch, make_decoder
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import load_model, model_config
@@ -84,42 +83,59 @@ def main() -> None:
         raise InputError(f"{len(items)} items: expected {_MOST} at most; give fewer values")
     per_batch = max(1, flags.FLAGS.batch_size // chooser.num_candidates)
     batches = plan_batches(items, per_batch)
-    folder, record = SweepFolder(_OUTPUT_DIR.value, host, num_hosts), plan_record(plan)
-    if not _DRY_RUN.value:
-        folder.check(record)  # before anything large is loaded
-    if host == 0:
-        _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
     if _DRY_RUN.value:
+        _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
         return
-
-    model = load_model(flags.FLAGS.model, dtype=plan.dtype)
-    measure = chooser.load()
-    record |= {"weights": digests.of_weights(model)}
-    folder.open(record, [drawing.image for drawing in plan.drawings])
-    finished = folder.finished()
-    own = batches[host::num_hosts]
-    missing = [batch for batch in own if any(item.number not in finished for item in batch)]
-    if len(missing) < len(own):
-        print(f"{len(own) - len(missing)} of {len(own)} batches are finished")
-    if missing:
-        decoder = make_decoder(
-            model,
-            plan,
-            batches,
-            measure,
-            num_candidates=chooser.num_candidates,
-            batch_size=flags.FLAGS.batch_size,
+    folder = RunFolder(_OUTPUT_DIR.value, "sweep", key="item", host=host, num_hosts=num_hosts)
+    record = plan_record(plan)
+    with folder.claim(record):  # before anything large is loaded
+        if host == 0:
+            _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
+        model = load_model(flags.FLAGS.model, dtype=plan.dtype)
+        measure = chooser.load()
+        record["weights"] = digests.of_weights(model)
+        folder.open(record, {sketch_file(i): each.image for i, each in enumerate(plan.drawings)})
+        get_decoder = functools.cache(
+            lambda: make_decoder(
+                model,
+                plan,
+                batches,
+                measure,
+                num_candidates=chooser.num_candidates,
+                batch_size=flags.FLAGS.batch_size,
+            )
         )
-        _run(folder, decoder, missing, finished.keys(), host)
-    _wait_for_other_hosts(folder, len(items))
-    if host == 0:
-        folder.merge()
-        report.write_report(folder.path)
-        print(f"{len(items)} pictures in {folder.path}")
-        print(f"look at {folder.path / 'report.html'}")
+
+        def make(batch: list[Item], first: bool, progress):
+            start = time.perf_counter()
+            made = decode_batch(get_decoder(), batch, progress)
+            return made, {
+                "host": host,
+                "items": [item.number for item in batch],
+                "num_steps": batch[0].setting["num_steps"],
+                "seconds": round(time.perf_counter() - start, 3),
+                "includes_compilation": first,
+                "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+
+        # Batches are filled up; one with more candidates than are decoded together takes several.
+        largest = max(map(len, batches)) * chooser.num_candidates
+        passes = math.ceil(largest / flags.FLAGS.batch_size)
+        folder.make_missing(
+            batches[host::num_hosts],
+            make,
+            items=lambda batch: [item.number for item in batch],
+            num_steps=lambda batch: passes * batch[0].setting["num_steps"],
+        )
+        _wait_for_other_hosts(folder, len(items))
+        if host == 0:
+            folder.merge()
+            page.write_report(folder.path)
+            print(f"{len(items)} pictures in {folder.path}")
+            print(f"look at {folder.path / 'report.html'}")
 
 
-def _read_flags(config: ModelConfig) -> tuple[Plan, Rejection, int, int]:
+def _read_flags(config: ModelConfig) -> tuple[Plan, BestOf, int, int]:
     """The plan, what chooses among candidates, this host's number and how many there are."""
     grid = guidance_flags.read_grid(config)
     first = flags.FLAGS.seed
@@ -132,7 +148,7 @@ def _read_flags(config: ModelConfig) -> tuple[Plan, Rejection, int, int]:
         label=_LABEL.value,
         fit=_FIT.value,
     )
-    report.check_packages()
+    page.check_packages()
     # Before anything touches the devices.
     host, num_hosts = _join_hosts()
     chooser = best_of.read(config)
@@ -216,44 +232,7 @@ def _matrix_product_rate() -> float:
     return 2 * side**3 / min(times)
 
 
-def _run(
-    folder: SweepFolder,
-    decoder: Decoder,
-    batches: list[list[Item]],
-    finished: Collection[int],
-    host: int,
-) -> None:
-    """Decodes batches whole and adds their items that are not finished yet.
-
-    Ctrl-C and SIGTERM end the process after the batch in hand, with status 130 and 143.
-    """
-    passes = math.ceil(
-        decoder.num_items * decoder.num_candidates / decoder.batch_size
-    )  # of a batch with more candidates than are decoded together
-    total = passes * sum(batch[0].setting["num_steps"] for batch in batches)
-    with cli.signals_noticed() as signals, tqdm(total=total, unit="step", desc="compiling") as bar:
-        for batch in batches:
-            start = time.perf_counter()
-            made = decode_batch(decoder, batch, bar.update)
-            folder.add(
-                [each for each in made if each.line["item"] not in finished],
-                {
-                    "host": host,
-                    "items": [item.number for item in batch],
-                    "num_steps": batch[0].setting["num_steps"],
-                    "seconds": round(time.perf_counter() - start, 3),
-                    "includes_compilation": batch is batches[0],
-                    "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                },
-            )
-            bar.set_description("sampling")
-            if signals:
-                bar.close()
-                print("stopped; the same command goes on from here", file=sys.stderr)
-                sys.exit(128 + signals[0])
-
-
-def _wait_for_other_hosts(folder: SweepFolder, num_items: int) -> None:
+def _wait_for_other_hosts(folder: RunFolder, num_items: int) -> None:
     """Returns when all items are finished; the other hosts need this one until then."""
     with tqdm(total=num_items, desc="waiting for other hosts", unit="item", delay=2) as bar:
         while (count := len(folder.finished())) < num_items:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from experiments.app import digests
 from experiments.app.batches import Batch, make_batches
-from experiments.app.run_folder import RESULTS, Finished, Line, RunFolder, read_picture
+from experiments.app.run_folder import RESULTS, Finished, Line, Picture, RunFolder, read_picture
 from maskgit_jax.editing.canvas import outlined, resize
 from maskgit_jax.editing.masks import fit_mask
 from maskgit_jax.errors import InputError
@@ -21,7 +21,6 @@ from maskgit_jax.model import Model
 GRID = "grid.png"
 _GRID_SIDE = 384
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
 Progress = Callable[[int], None]
 Sample = Callable[[Batch, Progress], tuple[Sequence[Picture], Sequence[Line]]]
 """`sample(batch, progress)`: the batch's pictures, and what is measured of each.
@@ -75,7 +74,7 @@ def make_pictures(
     with folder.claim(plan):
         model = load()
         plan["weights"] = digests.of_weights(model)
-        folder.open(plan, {name: png_bytes(picture) for name, picture in shown.items()})
+        folder.open(plan, shown)
         get_sample = functools.cache(lambda: sampler(model))
 
         def make(batch: Batch, first: bool, progress: Progress):

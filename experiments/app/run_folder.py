@@ -39,6 +39,7 @@ _LOG = "log.jsonl"
 _PLAN = "plan.json"
 _LOCK, _HOLDER = ".lock", ".holder"
 
+Picture = UInt8[np.ndarray, "_ _ 3"]
 Line = dict[str, Any]
 """What is known of a finished item: its number, its picture's `file`."""
 
@@ -46,7 +47,7 @@ Line = dict[str, Any]
 class Finished(NamedTuple):
     """An item's picture and its line of `results.jsonl`, which must have `file`."""
 
-    picture: UInt8[np.ndarray, "H W 3"]
+    picture: Picture
     line: Line
 
 
@@ -183,12 +184,12 @@ class RunFolder:
             raise InputError(f"--output_dir={self.path} holds other files: choose an empty folder")
         return False
 
-    def open(self, record: dict[str, Any], files: Mapping[str, bytes] | None = None) -> None:
+    def open(self, record: dict[str, Any], shown: Mapping[str, Picture] | None = None) -> None:
         """Makes the folder of a run, or goes on with one.
 
         Args:
           record: what decides the results, all of it.
-          files: what the run shows beside its results, by name.
+          shown: pictures to be written beside the results, by file.
 
         Raises:
           InputError: as for `check`.
@@ -203,9 +204,9 @@ class RunFolder:
                 text = to_json(record, indent=1, ensure_ascii=False) + "\n"
                 write_whole(self.path / _PLAN, text.encode())
             self._drop_torn_line()
-        for name, data in (files or {}).items():
+        for name, picture in (shown or {}).items():
             if not (self.path / name).exists():
-                self.write(name, data)
+                self.write(name, encode_picture(name, picture))
 
     def finished(self) -> dict[int, Line]:
         """The lines of all finished items, of all hosts, by item."""
@@ -257,10 +258,10 @@ class RunFolder:
             if not is_local(self.path) or (self.path / line["file"]).exists()
         }
         missing = [batch for batch in batches if not finished >= set(items(batch))]
-        if not missing:
-            return
         if len(missing) < len(batches):
             print(f"{len(batches) - len(missing)} of {len(batches)} batches are finished")
+        if not missing:
+            return
         total, done = sum(map(num_steps, missing)), 0
         with (
             cli.signals_noticed() as signals,
@@ -402,7 +403,7 @@ def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str | N
     return None
 
 
-def read_picture(path: epath.Path) -> UInt8[np.ndarray, "_ _ 3"]:
+def read_picture(path: epath.Path) -> Picture:
     """A picture as `RunFolder.add` wrote it.
 
     Raises:
@@ -418,7 +419,7 @@ def read_picture(path: epath.Path) -> UInt8[np.ndarray, "_ _ 3"]:
         ) from None
 
 
-def encode_picture(name: str, picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
+def encode_picture(name: str, picture: Picture) -> bytes:
     """A picture as a file of this name holds it: `.npy` where it will be put together, else PNG."""
     if not name.endswith(".npy"):
         return png_bytes(picture)

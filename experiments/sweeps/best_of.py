@@ -1,8 +1,4 @@
-"""Rejection sampling: of several candidates for a picture, the one with the best score is kept.
-
-The flags say how many candidates there are, what is measured of each and what is best. MaskSketch
-(arXiv:2302.05496) mentions it.
-"""
+"""Best-of-N: how many candidates a picture has, what is measured of them, what is best."""
 
 import functools
 import math
@@ -67,8 +63,8 @@ Measure = Callable[
 `clip_text`, with CLIP, the cosines; `score`, with several candidates, of which the highest wins."""
 
 
-class Rejection(NamedTuple):
-    """What the flags say, checked.
+class BestOf(NamedTuple):
+    """The candidates of a sweep.
 
     Attributes:
       num_candidates: candidates for each picture; 1 keeps all.
@@ -82,7 +78,7 @@ class Rejection(NamedTuple):
     load: Callable[[], Measure]
 
 
-def read(config: ModelConfig) -> Rejection:
+def read(config: ModelConfig) -> BestOf:
     """Reads the flags for a model.
 
     Raises:
@@ -155,22 +151,7 @@ def read(config: ModelConfig) -> Rejection:
 
         return measure
 
-    return Rejection(num_candidates, record, load)
-
-
-def best(scores: Float[np.ndarray, "items candidates"]) -> Int[np.ndarray, "items"]:
-    """Each item's candidate with the highest score, the first of equal ones; NaN never wins.
-
-    Raises:
-      InputError: all scores of an item are NaN.
-    """
-    unknown = np.isnan(scores)
-    if unknown.all(axis=1).any():
-        raise InputError(
-            "every candidate of an item has the score NaN: check the network that scores"
-        )
-    highest = np.max(scores, axis=1, keepdims=True, where=~unknown, initial=-np.inf)
-    return np.argmax(scores == highest, axis=1)
+    return BestOf(num_candidates, record, load)
 
 
 def prompts(prompt: str, class_names: tuple[str, ...]) -> list[str]:

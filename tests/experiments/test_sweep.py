@@ -251,7 +251,7 @@ def bad_flags(folder: Path) -> dict[str, tuple[list[str], str]]:
         "output": ([f"--output_dir={folder}/file/out"], "--output_dir"),
         "other files": ([f"--output_dir={folder}/mine"], "other files"),
         "host": (["--process_id=1"], "--multihost"),
-        "other sweep": ([f"--output_dir={folder}/whole"], "holds another sweep"),
+        "other sweep": ([f"--output_dir={folder}/whole"], "holds another run"),
         "sketch": (["--label=castle"], "castle"),
     }
 

@@ -1,4 +1,4 @@
-"""Flags of rejection sampling, and the scores that they stand for."""
+"""Flags of best-of-N, and the scores that they stand for."""
 
 import dataclasses
 
@@ -15,6 +15,7 @@ from experiments.demo_world import world
 from experiments.metrics import clip
 from experiments.metrics.classifiers import load_classifier, load_demo_judge
 from experiments.sweeps import best_of
+from guidance.best_of import best
 from maskgit_jax.errors import InputError
 from tests.experiments.metrics.test_classifiers import save_onnx
 from tests.experiments.metrics.test_clip import save_clip
@@ -22,7 +23,7 @@ from tests.experiments.metrics.test_clip import save_clip
 NAMES = ("a, b", "cat", "house fly, fly", "dog", "e")
 
 
-def read(config, *arguments: str) -> best_of.Rejection:
+def read(config, *arguments: str) -> best_of.BestOf:
     """What the flags stand for; the process keeps its own."""
     with flagsaver.flagsaver():
         flags.FLAGS(["test", *arguments])
@@ -61,15 +62,15 @@ def batch():
 def test_best_is_the_first_of_the_highest(scores):
     if np.isnan(scores).all(axis=1).any():
         with pytest.raises(InputError, match="NaN"):
-            best_of.best(scores)
+            best(scores)
         return
-    for row, winner in zip(scores, best_of.best(scores), strict=True):
+    for row, winner in zip(scores, best(scores), strict=True):
         known = [score for score in row if not np.isnan(score)]
         assert row[winner] == max(known)
         assert max(known) not in row[:winner]
 
 
-def test_without_flags_nothing_is_rejected(config, batch):
+def test_without_flags_all_are_kept(config, batch):
     found = read(config)
     assert found.num_candidates == 1
     assert found.record == {"num_candidates": 1, "score": None, "classifier": None, "clip": None}

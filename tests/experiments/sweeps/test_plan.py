@@ -7,9 +7,9 @@ import numpy as np
 
 from experiments.app.drawings import Drawing
 from experiments.app.guidance_flags import Choices
+from experiments.app.run_folder import first_difference
 from experiments.sweeps.plan import (
     Plan,
-    first_difference,
     operations_per_step,
     plan_batches,
     plan_items,

@@ -8,9 +8,9 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments.app import files
-from experiments.sweeps.folder import Finished, SweepFolder, picture_file
-from experiments.sweeps.summary import read_results
+from experiments.app import files, run_folder
+from experiments.app.run_folder import Finished, RunFolder
+from experiments.sweeps.plan import picture_file, sketch_file
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image
 
@@ -18,13 +18,21 @@ RECORD = {"model": "demo", "seeds": [0], "settings": {"lambda_s": [0.5]}, "sketc
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
 
-def make_folder(path, host=0, num_hosts=1, record=RECORD) -> SweepFolder:
-    folder = SweepFolder(path, host, num_hosts)
-    folder.open(record, [PICTURE])
+def sweep_folder(path, host=0, num_hosts=1) -> RunFolder:
+    return RunFolder(path, "sweep", key="item", host=host, num_hosts=num_hosts)
+
+
+def make_folder(path, host=0, num_hosts=1, record=RECORD) -> RunFolder:
+    folder = sweep_folder(path, host, num_hosts)
+    folder.open(record, {sketch_file(0): PICTURE})
     return folder
 
 
-def add(folder: SweepFolder, *numbers: int) -> None:
+def read_results(path) -> list[dict]:
+    return run_folder.read_results(epath.Path(path), "item")
+
+
+def add(folder: RunFolder, *numbers: int) -> None:
     """One batch."""
     lines = [{"item": number, "file": picture_file(number), "lambda_s": 0.5} for number in numbers]
     folder.add([Finished(PICTURE, line) for line in lines], {"items": list(numbers)})
@@ -101,7 +109,7 @@ def test_a_bucket_serves_as_a_folder(bucket):
     assert not list(path.glob("*-of-*"))
     assert sorted(other.finished()) == [0, 1, 2, 3, 4]
     assert (path / "pictures" / "000001.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="holds another sweep"):
+    with pytest.raises(InputError, match="holds another run"):
         make_folder(path, record=RECORD | {"model": "other"})
 
 
@@ -138,10 +146,10 @@ def test_a_torn_line_is_repaired(tmp_path, kept):
     results = tmp_path / "results.jsonl"
     whole = results.read_bytes()
     results.write_bytes(whole + whole[:kept])
-    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1]
+    assert [line["item"] for line in read_results(tmp_path)] == [0, 1]
     add(make_folder(tmp_path), 2)
     assert results.read_bytes().startswith(whole)
-    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1, 2]
+    assert [line["item"] for line in read_results(tmp_path)] == [0, 1, 2]
 
 
 def test_hosts_are_merged_in_order(tmp_path):
@@ -189,12 +197,12 @@ def test_other_folders_are_refused(tmp_path):
 
 
 def test_a_folder_is_checked_before_all_of_the_plan_is_known(tmp_path):
-    SweepFolder(tmp_path / "new").check(RECORD)
+    sweep_folder(tmp_path / "new").check(RECORD)
     assert not list((tmp_path / "new").iterdir())
     make_folder(tmp_path / "new", record=RECORD | {"weights": "ab"})
-    SweepFolder(tmp_path / "new").check(RECORD)
+    sweep_folder(tmp_path / "new").check(RECORD)
     with pytest.raises(InputError, match="model is demo there, other by these flags"):
-        SweepFolder(tmp_path / "new").check(RECORD | {"model": "other"})
+        sweep_folder(tmp_path / "new").check(RECORD | {"model": "other"})
     with pytest.raises(InputError, match="weights is ab there, cd by these flags"):
         make_folder(tmp_path / "new", record=RECORD | {"weights": "cd"})
 
@@ -215,14 +223,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
             file.write(data[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sweep_folder, "append", full)
+    monkeypatch.setattr(run_folder, "append", full)
     with pytest.raises(InputError, match="No space left on device"):
         add(folder, 1)
     monkeypatch.undo()
     again = make_folder(tmp_path)
     assert sorted(again.finished()) == [0]
     add(again, 1)
-    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1]
+    assert [line["item"] for line in read_results(tmp_path)] == [0, 1]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
