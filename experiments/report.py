@@ -7,25 +7,33 @@ and PDF; `report.html`, one file with all that is to be seen, which needs no oth
 `experiments.sweep` writes the same at its end.
 """
 
-from absl import flags
+import dataclasses
+from pathlib import Path
+
 from etils import epath
 
 from experiments.app import cli
 from experiments.sweeps.page import check_packages, write_report
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knob
 
-_SWEEP_DIR = flags.DEFINE_string("sweep_dir", None, "Folder of a sweep: its --output_dir.")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Which sweep."""
+
+    sweep_dir: str | None = knob(None, "Folder of a sweep: its --output_dir.", kind=Path)
 
 
-def main() -> None:
-    """Writes the report of the folder that the flag names."""
-    if _SWEEP_DIR.value is None:
+def main(flags: Flags) -> None:
+    """Writes a sweep's report."""
+    if flags.sweep_dir is None:
         raise InputError("--sweep_dir is missing: give the folder of a sweep, its --output_dir")
     check_packages()
-    folder = epath.Path(_SWEEP_DIR.value)
+    folder = epath.Path(flags.sweep_dir)
     write_report(folder)
     print(f"look at {folder / 'report.html'}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

@@ -1,5 +1,6 @@
 """What `sketch`, `edit` and `stroke` share: numbered samples of one input, and their grid."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool
 
 from experiments.app import digests
 from experiments.app.batches import Batch, make_batches
+from experiments.app.flag_groups import SampleFlags
 from experiments.app.run_folder import RESULTS, Finished, Line, Picture, RunFolder, read_picture
+from maskgit_jax.config import ModelConfig
 from maskgit_jax.editing.canvas import outlined, resize
 from maskgit_jax.editing.masks import fit_mask
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, png_bytes
-from maskgit_jax.model import Model
+from maskgit_jax.images import make_grid, png_bytes, read_image
+from maskgit_jax.knobs import knob
+from maskgit_jax.labels import find_label
+from maskgit_jax.model import Model, load_model
 
 GRID = "grid.png"
 _GRID_SIDE = 384
@@ -28,53 +34,58 @@ Sample = Callable[[Batch, Progress], tuple[Sequence[Picture], Sequence[Line]]]
 `progress` is to be called with the number of steps done."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureFlags(SampleFlags):
+    """How many samples, and where they go."""
+
+    num_samples: int = knob(4, "Pictures to make.", low=1, high=10_000)
+    output_dir: str = knob("out", "Folder for the results.", kind=Path)
+
+
 def make_pictures(
-    folder: RunFolder,
+    command: str,
+    flags: PictureFlags,
     record: dict[str, Any],
     *,
     inputs: Mapping[str, str | None],
-    load: Callable[[], Model],
     sampler: Callable[[Model], Sample],
-    num_samples: int,
-    batch_size: int,
     num_steps: int,
     sheet: Callable[[list[Picture]], Picture],
     shown: Mapping[str, Picture] | None = None,
-) -> list[Line]:
+) -> tuple[epath.Path, list[Line]]:
     """Makes the samples that the folder lacks, then its grid.
 
+    What an earlier run of the command with other settings has left there is replaced.
+
     Args:
-      folder: an earlier run's results there are replaced, those of the same run are kept.
+      command: module of `experiments` that runs.
+      flags: model, number of samples, batch size, folder.
       record: what decides the samples but the weights and the content of `inputs`; each line has
         it.
       inputs: files that are read, by the flag that names them.
-      load: gives the model, once all else is checked.
-      sampler: gives what makes samples with the model.
-      num_samples: how many.
-      batch_size: samples made together at most.
+      sampler: gives what makes samples with the model; called once all else is checked.
       num_steps: of a batch.
       sheet: the grid of the samples.
       shown: pictures to be written beside the samples, by file.
 
     Returns:
-      The lines of `results.jsonl`.
+      The folder, and the lines of its `results.jsonl`.
 
     Raises:
       InputError: a result would replace an input, and what `RunFolder.claim` raises.
     """
-    shown = shown or {}
-    names = [f"sample_{index:03d}.png" for index in range(num_samples)]
+    folder, shown = RunFolder(flags.output_dir, command), shown or {}
+    names = [f"sample_{index:03d}.png" for index in range(flags.num_samples)]
     files = [RESULTS, GRID, *shown, *names]
     inputs = {flag: path for flag, path in inputs.items() if path is not None}
     for flag, path in inputs.items():
         if Path(path).resolve() in {Path(folder.path / name).resolve() for name in files}:
             raise InputError(f"--{flag}={path} would be overwritten: give another --output_dir")
-    plan = record | {"num_samples": num_samples, "files": files}
+    plan = record | {"num_samples": flags.num_samples, "files": files}
     plan |= {f"{flag}_digest": digests.of_path(path) for flag, path in inputs.items()}
-    with folder.claim(plan):
-        model = load()
-        plan["weights"] = digests.of_weights(model)
-        folder.open(plan, shown)
+    with folder.claim(plan):  # before anything large is loaded
+        model = load_model(flags.model, dtype=flags.dtype)
+        folder.open(plan | {"weights": digests.of_weights(model)}, shown)
         get_sample = functools.cache(lambda: sampler(model))
 
         def make(batch: Batch, first: bool, progress: Progress):
@@ -85,17 +96,17 @@ def make_pictures(
                 {
                     "file": names[index],
                     "index": index,
-                    **measure,
+                    **measured,
                     "seconds_per_sample": round(seconds, 3),
                     "includes_compilation": first,
                     **record,
                 }
-                for index, measure in enumerate(measures, batch.first)
+                for index, measured in enumerate(measures, batch.first)
             ]
             return [Finished(*each) for each in zip(pictures, lines, strict=True)], None
 
         folder.make_missing(
-            make_batches(num_samples, batch_size),
+            make_batches(flags.num_samples, flags.batch_size),
             make,
             items=lambda batch: batch.rows.tolist(),
             num_steps=lambda _: num_steps,
@@ -105,7 +116,25 @@ def make_pictures(
         if not (folder.path / GRID).exists():
             pictures = [read_picture(folder.path / line["file"]) for line in lines]
             folder.write(GRID, png_bytes(sheet(pictures)))
-    return lines
+    return folder.path, lines
+
+
+def find_wanted(image: str | None, label: str | None, config: ModelConfig) -> tuple[Picture, int]:
+    """The picture and the class that --image and --label name.
+
+    Raises:
+      InputError: one is missing, no picture or no class.
+    """
+    if image is None:
+        raise InputError("no --image: give the picture to edit, such as --image=photo.png")
+    if label is None:
+        raise InputError("--image without --label: say what is to be seen, such as --label=house")
+    return read_image(image), find_label(label, config.class_names)
+
+
+def repeat_rows(batch: Batch, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Each array once for every row of a batch."""
+    return [np.repeat(array[None], len(batch.rows), axis=0) for array in arrays]
 
 
 def contact_sheet(

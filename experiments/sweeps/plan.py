@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.app.drawings import Drawing
-from experiments.app.guidance_flags import Choices, Setting, combinations
+from experiments.app.flag_groups import Setting, StaticOptions, combinations
 from experiments.benchmarks.cost import head_operations, layer_operations
 from maskgit_jax.config import TransformerConfig
 
@@ -16,7 +16,7 @@ class Plan(NamedTuple):
     Attributes:
       model: its name.
       class_names: of the model.
-      choices: what is compiled for besides the settings.
+      options: what is compiled for besides the settings.
       dtype: what the transformer computes in.
       values: each setting's values, by flag.
       drawings: the sketches and the classes wanted of them.
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
     model: str
     class_names: tuple[str, ...]
-    choices: Choices
+    options: StaticOptions
     dtype: str
     values: dict[str, list[Any]]
     drawings: list[Drawing]
@@ -87,7 +87,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """The plan as `plan.json` holds it."""
     return {
         "model": plan.model,
-        **plan.choices._asdict(),
+        **plan.options._asdict(),
         "dtype": plan.dtype,
         "settings": plan.values,
         "sketches": [

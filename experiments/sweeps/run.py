@@ -1,16 +1,18 @@
 """Decodes a sweep's batches: settings differ from sample to sample, one compilation serves all."""
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.app.batches import fill, map_rows
-from experiments.app.guidance_flags import structure_settings
+from experiments.app.flag_groups import structure_settings
 from experiments.app.run_folder import Finished, Line
 from experiments.sweeps.best_of import Measure
 from experiments.sweeps.plan import Item, Plan, picture_file, sketch_file
@@ -112,6 +114,7 @@ def _sample(
 ) -> tuple[Int[np.ndarray, "r N"], Float[np.ndarray, "r"]]:
     """Ids and structure distances of samples, as many at a time as the batch size allows."""
     items, candidates = zip(*rows, strict=True)
+    arrays, structure = jax.tree.flatten(_stack_settings(decoder, items))
     num_steps, passes = items[0].setting["num_steps"], itertools.count()
 
     def sample(tokens, seeds, candidates, *settings):
@@ -119,11 +122,11 @@ def _sample(
         return masksketch.sample(
             decoder.model,
             jnp.asarray(tokens),
-            StructureSettings(*settings),
+            jax.tree.unflatten(structure, settings),
             num_steps=num_steps,
             seed=jnp.asarray(seeds),
             indices=jnp.asarray(candidates),
-            **decoder.plan.choices._asdict(),
+            **decoder.plan.options._asdict(),
             guided=any(scale != 0 for scale in decoder.plan.values["guidance_scale"]),
             progress=lambda step: progress(before + step),
         )
@@ -133,7 +136,7 @@ def _sample(
         decoder.tokens[[item.drawing for item in items]],
         np.array([item.seed for item in items], np.uint32),
         np.array(candidates),
-        *_stack_settings(decoder, items),
+        *arrays,
         batch_size=decoder.batch_size,
     )
 
@@ -142,15 +145,16 @@ def _stack_settings(decoder: Decoder, items: Sequence[Item]) -> StructureSetting
     """Each item's settings along a leading axis."""
     num_layers = decoder.model.config.transformer.num_layers
     settings = [structure_settings(item.setting, num_layers) for item in items]
-    filled = [
-        each._replace(
+    padded = [
+        dataclasses.replace(
+            each,
             layer_weights=np.pad(
                 each.layer_weights, (0, decoder.num_weights - len(each.layer_weights))
-            )
+            ),
         )
         for each in settings
     ]
-    return StructureSettings(*(np.stack(column) for column in zip(*filled, strict=True)))
+    return jax.tree.map(lambda *column: np.stack(column), *padded)
 
 
 def _describe(plan: Plan, item: Item) -> Line:

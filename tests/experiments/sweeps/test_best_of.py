@@ -4,13 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from experiments.app import digests
+from experiments.app.flags import parse
 from experiments.demo_world import world
 from experiments.metrics import clip
 from experiments.metrics.classifiers import load_classifier, load_demo_judge
@@ -24,10 +23,9 @@ NAMES = ("a, b", "cat", "house fly, fly", "dog", "e")
 
 
 def read(config, *arguments: str) -> best_of.BestOf:
-    """What the flags stand for; the process keeps its own."""
-    with flagsaver.flagsaver():
-        flags.FLAGS(["test", *arguments])
-        return best_of.read(config)
+    """What the flags stand for."""
+    flags, _ = parse(best_of.BestOfFlags, ["test", *arguments])
+    return best_of.read(flags, config)
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +186,9 @@ def test_bad_flags_are_told(config, arguments, message):
 @pytest.mark.parametrize(
     ("sketch", "text", "message"),
     [
-        ("-1", "1", "--clip_sketch_weight=-1.0: expected 0 or more"),
-        ("1", "nan", "--clip_text_weight=nan: expected 0 or more"),
-        ("inf", "1", "--clip_sketch_weight=inf: expected 0 or more"),
+        ("-1", "1", "--clip_sketch_weight=-1: expected a number from 0 to"),
+        ("1", "nan", "--clip_text_weight=nan: expected a number from 0"),
+        ("inf", "1", "--clip_sketch_weight=inf: expected a number from 0"),
         ("0", "0", "are both 0"),
     ],
 )
