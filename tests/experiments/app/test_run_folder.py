@@ -1,5 +1,8 @@
+import contextlib
 import errno
 import json
+import os
+import signal
 from typing import ClassVar
 
 import fsspec
@@ -245,3 +248,69 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+FILES = {"files": ["results.jsonl", "grid.png", "sample_000.png", "sample_001.png"]}
+
+
+def sketch_folder(path, seed: int) -> RunFolder:
+    folder = RunFolder(path, "sketch")
+    folder.open({"seed": seed} | FILES)
+    return folder
+
+
+def test_a_run_of_other_settings_is_replaced_and_nothing_else(tmp_path):
+    first = sketch_folder(tmp_path, 0)
+    first.add([Finished(PICTURE, {"index": i, "file": f"sample_00{i}.png"}) for i in (0, 1)])
+    (tmp_path / "sample_002.png").write_text("mine")
+    assert sorted(sketch_folder(tmp_path, 0).finished()) == [0, 1]
+    again = sketch_folder(tmp_path, 1)
+    assert again.finished() == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "sample_002.png"]
+    more = FILES | {"files": [*FILES["files"], "sample_002.png"], "seed": 1}
+    with pytest.raises(InputError, match=r"sample_002\.png there would be overwritten"):
+        again.check(more)
+    with pytest.raises(InputError, match=r"holds a run of experiments\.sketch: choose"):
+        RunFolder(tmp_path, "edit").check(FILES)
+    with pytest.raises(InputError, match=r"holds a run of experiments\.sketch: choose"):
+        RunFolder(tmp_path, "generate").check({"seed": 1})
+    (tmp_path / "plan.json").write_text('{"seed": 1}')
+    with pytest.raises(InputError, match="holds a run of"):  # of nobody knows what
+        sketch_folder(tmp_path, 1)
+    assert sweep_folder(tmp_path).check({"seed": 1})  # as earlier versions wrote it
+
+
+def test_a_second_run_is_told_who_has_the_folder(tmp_path):
+    with RunFolder(tmp_path / "a", "sketch").claim(FILES):
+        with (
+            pytest.raises(InputError, match=f"process {os.getpid()} on .* is writing there"),
+            RunFolder(tmp_path / "a", "sketch").claim(FILES),
+        ):
+            pass
+        assert (tmp_path / "a").exists()
+    # What was never begun leaves nothing; hosts that share a run have no lock.
+    assert not (tmp_path / "a").exists()
+    with sweep_folder(tmp_path / "b", 0, 2).claim({}), sweep_folder(tmp_path / "b", 1, 2).claim({}):
+        pass
+
+
+def test_missing_batches_are_made_whole_and_a_signal_ends_them(tmp_path, capsys):
+    folder, made = sketch_folder(tmp_path, 0), []
+
+    def make(batch, first, progress):
+        made.append((batch, first))
+        progress(2)
+        if batch == [2, 3] and not stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [Finished(PICTURE, {"index": i, "file": f"{i}.png"}) for i in batch], None
+
+    batches, stopped = [[0, 1], [2, 3], [4]], []
+    for status in (143, None):
+        with pytest.raises(SystemExit) if status else contextlib.nullcontext() as ended:
+            folder.make_missing(batches, make, items=list, num_steps=lambda batch: 2)
+        assert status is None or ended.value.code == status
+        stopped.append(True)
+        (tmp_path / "1.png").unlink()  # what a person has deleted comes again
+    assert made == [([0, 1], True), ([2, 3], False), ([0, 1], True), ([4], False)]
+    assert sorted(folder.finished()) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == "1 of 3 batches are finished\n"
