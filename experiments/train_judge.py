@@ -23,7 +23,7 @@ from experiments.metrics.measures import mean_and_error, part_miou, silhouette_i
 from experiments.training import datasets, loop
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.images import to_float
-from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.keys import seed_key
 from maskgit_jax.training import optimizers, train_state
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/judge", "Folder for the weights.")

@@ -25,8 +25,8 @@ from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, to_float, to_uint8
+from maskgit_jax.keys import seed_key
 from maskgit_jax.networks.tokenizer import Tokenizer
-from maskgit_jax.sampling.keys import seed_key
 from maskgit_jax.training import adversarial, losses, optimizers, train_state
 
 _CONFIG = flags.DEFINE_string(

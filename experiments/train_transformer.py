@@ -26,10 +26,10 @@ from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, to_uint8
+from maskgit_jax.keys import seed_key
 from maskgit_jax.networks.stacked import stack_layers, unstack_layers
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling import batched
-from maskgit_jax.sampling.keys import seed_key
 from maskgit_jax.training import losses, optimizers, train_state
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 5_200, "Updates.", lower_bound=1)

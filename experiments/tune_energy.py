@@ -20,9 +20,9 @@ from experiments.app.files import write_whole
 from experiments.training import datasets, loop, training_flags, tuning
 from guidance.stroke_methods import code_distance_energy
 from guidance.stroke_training import energy_loss, hide_strokes
+from maskgit_jax.keys import seed_key
 from maskgit_jax.model import load_model
 from maskgit_jax.networks.stacked import code_logits
-from maskgit_jax.sampling.keys import seed_key
 from maskgit_jax.training import losses, optimizers, train_state
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 1_200, "Updates.", lower_bound=1)

@@ -18,9 +18,9 @@ from guidance.stroke_training import iterative_loss
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import read_config, write_config
 from maskgit_jax.errors import InputError
+from maskgit_jax.keys import seed_key
 from maskgit_jax.model import Model, load_model
 from maskgit_jax.networks.stacked import unstack_layers
-from maskgit_jax.sampling.keys import seed_key
 from maskgit_jax.training import losses, optimizers, train_state
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 400, "Updates.", lower_bound=1)

@@ -34,6 +34,7 @@ from guidance.structure import StructureSettings, structure_distance, traced
 from maskgit_jax.checkpoints.checkpoint import parameter_shapes
 from maskgit_jax.config import TransformerConfig
 from maskgit_jax.errors import InputError
+from maskgit_jax.keys import seed_key
 from maskgit_jax.model import (
     Model,
     load_model,
@@ -44,7 +45,6 @@ from maskgit_jax.networks.stacked import stack_layers, unstack_layers
 from maskgit_jax.networks.tokenizer import Tokenizer
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling.batched import sample_keys
-from maskgit_jax.sampling.keys import seed_key
 from maskgit_jax.sampling.loop import decode
 
 TASKS = ("decode", "score")
