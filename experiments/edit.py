@@ -22,13 +22,7 @@ import numpy as np
 
 from experiments.app import cli
 from experiments.app.batches import Batch
-from experiments.app.flag_groups import (
-    SETTINGS,
-    GuidanceFlags,
-    StaticOptions,
-    edit_settings,
-    read_guidance,
-)
+from experiments.app.flag_groups import GuidanceFlags, edit_settings, read_guidance
 from experiments.app.picture_job import (
     GRID,
     PictureFlags,
@@ -40,6 +34,7 @@ from experiments.app.picture_job import (
 )
 from experiments.app.regions import on_paper, read_growths, read_region, read_sketch
 from guidance.inpaint import follow_sketch
+from guidance.settings import PER_SAMPLE, STATIC
 from maskgit_jax.editing.canvas import finish, prepare
 from maskgit_jax.editing.inpaint import EditSettings, remake
 from maskgit_jax.editing.outpaint import grow
@@ -110,7 +105,7 @@ def main(flags: Flags) -> None:
                     labels,
                     guided.settings,
                     num_steps=guided.num_steps,
-                    **guided.options._asdict(),
+                    **guided.options,
                     **common,
                     progress=progress,
                 )
@@ -158,7 +153,7 @@ def check_flags(flags: Flags) -> None:
     if flags.by is not None and flags.extend is None:
         raise InputError("--by without --extend: say to which side, such as --extend=right")
     if flags.sketch is None:
-        of_structure = {*SETTINGS, *StaticOptions._fields, "sampler", "guidance_schedule"}
+        of_structure = {*PER_SAMPLE, *STATIC, "sampler", "guidance_schedule"}
         for name in sorted(of_structure - {"num_steps", "token_temperature"}):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} without --sketch: only a sketch gives structure")

@@ -39,7 +39,7 @@ from experiments.metrics.scoring import FEWEST, open_images, score
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, png_bytes, to_uint8
+from maskgit_jax.images import make_grid, png_bytes
 from maskgit_jax.knobs import SEEDS, knob, knobs_of, optional
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 from maskgit_jax.sampling.loop import MASK_ID, LoopSettings
@@ -175,7 +175,7 @@ def maker(model: Model, plan: Plan, form: str):
             seed=plan.seed,
             indices=jnp.asarray(batch.rows),
         )
-        pictures = to_uint8(np.asarray(model.decode(ids)))
+        pictures = model.images_of(ids)
         made = []
         for index in batch.rows[: batch.count].tolist():
             label = plan.label(index)

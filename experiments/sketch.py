@@ -19,7 +19,6 @@ from experiments.app.batches import Batch
 from experiments.app.flag_groups import GuidanceFlags, read_guidance
 from experiments.app.picture_job import GRID, PictureFlags, Progress, make_pictures
 from guidance import masksketch
-from maskgit_jax.editing.inpaint import decode, encode
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image
 from maskgit_jax.knobs import knob
@@ -53,8 +52,7 @@ def main(flags: Flags) -> None:
     guided = read_guidance(flags, config)
 
     def sampler(model: Model):
-        ids = jnp.asarray(encode(model, sketch[None]))
-        tokens = with_class_token(config, jnp.array([label]), ids)
+        tokens = with_class_token(config, jnp.array([label]), model.ids_of(sketch[None]))
 
         def sample(batch: Batch, progress: Progress):
             samples = masksketch.sample(
@@ -64,12 +62,12 @@ def main(flags: Flags) -> None:
                 num_steps=guided.num_steps,
                 seed=flags.seed,
                 indices=jnp.asarray(batch.rows),
-                **guided.options._asdict(),
+                **guided.options,
                 progress=progress,
             )
-            ids, distances = (np.asarray(each)[: batch.count] for each in samples)
+            distances = samples.structure_distance[: batch.count]
             measures = [{"structure_distance": round(float(each), 6)} for each in distances]
-            return decode(model, ids), measures
+            return model.images_of(samples.ids)[: batch.count], measures
 
         return sample
 

@@ -9,6 +9,7 @@ and Fréchet distance against the passes through the transformer that a sample n
 guidance hold for all rows, save for what a row is about.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def main() -> None:
     for row in rows:
         if (row.name, row.num_steps) in done:
             continue
-        settings = guided.settings._replace(**row.changes)
+        settings = dataclasses.replace(guided.settings, **row.changes)
         start = time.perf_counter()
         ids, steps = _make(model, row, scenes, settings, record["seed"])
         seconds = time.perf_counter() - start

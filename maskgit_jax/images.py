@@ -29,6 +29,7 @@ _ONE_PICTURE_FORMATS = ("MPO", "PSD")
 # picture is taken. 16-bit modes say so.
 _WHITE = {"I": (255, 65535), "F": (1, 255, 65535)}
 _FRAME_GREY = 200
+_CHANNELS = ((), (3,), (4,))
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
@@ -72,6 +73,34 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
             raise InputError(
                 f"{name} {found}; expected a complete picture file: save it again as PNG or JPEG"
             ) from error
+
+
+def as_image(
+    picture: str | os.PathLike[str] | Image.Image | np.ndarray,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture from whatever a person has: a file's name, a Pillow picture or an array.
+
+    Args:
+      picture: arrays are [h, w, 3], [h, w, 4] or [h, w]: uint8, bool, or floats in [0, 1].
+
+    Raises:
+      InputError: as `read_image`, or an array that is no picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_image(picture)
+    if not isinstance(picture, Image.Image):
+        array = np.asarray(picture)
+        if array.dtype.kind == "f" and np.all((array >= 0) & (array <= 1)):
+            array = to_uint8(array)
+        if array.dtype == bool:
+            array = array.astype(np.uint8) * 255
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in _CHANNELS:
+            raise InputError(
+                f"a picture is an array of {array.dtype} {list(array.shape)}: expected uint8, or "
+                "floats from 0 to 1, [height, width] or [height, width, 3]"
+            )
+        picture = Image.fromarray(array)
+    return np.array(_to_rgb(picture, "the picture"))
 
 
 def fit_image(

@@ -1,5 +1,6 @@
 """Pictures for `evaluate`: guided and unguided samples in batches, and structure distances."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def sample_guided(
             samples = masksketch.sample(
                 model,
                 jnp.asarray(tokens),
-                guided_flags.settings._replace(lambda_s=lambda_s),
+                dataclasses.replace(guided_flags.settings, lambda_s=lambda_s),
                 num_steps=num_steps,
                 seed=guided_flags.record["seed"],
                 indices=jnp.asarray(indices),

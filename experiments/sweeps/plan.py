@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.app.drawings import Drawing
-from experiments.app.flag_groups import Setting, StaticOptions, combinations
+from experiments.app.flag_groups import Setting, combinations
 from experiments.benchmarks.cost import head_operations, layer_operations
 from maskgit_jax.config import TransformerConfig
 
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
     model: str
     class_names: tuple[str, ...]
-    options: StaticOptions
+    options: dict[str, Any]
     dtype: str
     values: dict[str, list[Any]]
     drawings: list[Drawing]
@@ -87,7 +87,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """The plan as `plan.json` holds it."""
     return {
         "model": plan.model,
-        **plan.options._asdict(),
+        **plan.options,
         "dtype": plan.dtype,
         "settings": plan.values,
         "sketches": [

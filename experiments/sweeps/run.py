@@ -12,14 +12,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.app.batches import fill, map_rows
-from experiments.app.flag_groups import structure_settings
 from experiments.app.run_folder import Finished, Line
 from experiments.sweeps.best_of import Measure
 from experiments.sweeps.plan import Item, Plan, picture_file, sketch_file
 from guidance import masksketch
 from guidance.best_of import best
+from guidance.settings import structure_settings
 from guidance.structure import StructureSettings
-from maskgit_jax.editing.inpaint import decode, encode
 from maskgit_jax.model import Model, with_class_token
 
 
@@ -57,7 +56,7 @@ def make_decoder(
     batch_size: int,
 ) -> Decoder:
     """Encodes the plan's drawings; `batches` are all that will be decoded."""
-    ids = encode(model, np.stack([drawing.image for drawing in plan.drawings]))
+    ids = model.ids_of(np.stack([drawing.image for drawing in plan.drawings]))
     labels = jnp.array([drawing.label for drawing in plan.drawings])
     num_layers = model.config.transformer.num_layers
     return Decoder(
@@ -84,7 +83,7 @@ def decode_batch(
     filled = [batch[place] for place in fill(len(batch), decoder.num_items)]
     rows = [(item, candidate) for item in filled for candidate in range(count)]
     ids, distances = _sample(decoder, rows, progress)
-    pictures = decode(decoder.model, ids)
+    pictures = decoder.model.images_of(ids)
     drawings = [decoder.plan.drawings[item.drawing] for item, _ in rows]
     measures = decoder.measure(
         pictures,
@@ -119,17 +118,18 @@ def _sample(
 
     def sample(tokens, seeds, candidates, *settings):
         before = next(passes) * num_steps
-        return masksketch.sample(
+        samples = masksketch.sample(
             decoder.model,
-            jnp.asarray(tokens),
+            tokens,
             jax.tree.unflatten(structure, settings),
             num_steps=num_steps,
             seed=jnp.asarray(seeds),
-            indices=jnp.asarray(candidates),
-            **decoder.plan.options._asdict(),
+            indices=candidates,
+            **decoder.plan.options,
             guided=any(scale != 0 for scale in decoder.plan.values["guidance_scale"]),
             progress=lambda step: progress(before + step),
         )
+        return samples.ids, samples.structure_distance
 
     return map_rows(
         sample,

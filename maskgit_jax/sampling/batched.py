@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -48,7 +48,7 @@ class Method(Protocol):
         """`shared` is the same for all samples, `inputs` is the sample's own."""
 
 
-def decode_batch(
+def stream(
     model: Model,
     method: Method,
     shared: Any,
@@ -58,34 +58,66 @@ def decode_batch(
     num_steps: int,
     first_step: int = 0,
     last_step: int | None = None,
-    progress: Callable[[int], None] | None = None,
-    steps_per_call: int = 8,
-) -> DecodeState:
-    """Runs the steps first_step .. last_step - 1 for a batch of samples.
+    every: int = 1,
+) -> Iterator[tuple[int, DecodeState]]:
+    """Runs the steps first_step .. last_step - 1 for a batch of samples, and shows them on the way.
 
     Args:
       model: the generator.
       method: what is run.
       shared: arrays that all samples share.
       inputs: the samples' own arrays along a leading axis, spread over devices.
-      state: the samples, likewise; its memory is used for the result.
+      state: the samples, likewise.
       num_steps: T.
       first_step: the first to be run.
       last_step: where to stop; T when None.
-      progress: called with the number of the next step each time some are done.
-      steps_per_call: steps between two calls of `progress`; without one, all are run at once.
+      every: steps between two states that are shown.
+
+    Yields:
+      The number of the next step, and the state before it. The memory of a state, the first one's
+      too, is used for the next: copy what is to be kept.
     """
     params, shared = model.params_on_devices, copy_to_devices(shared)
     end = num_steps if last_step is None else last_step
-    stride = num_steps if progress is None else steps_per_call
-    for first in range(first_step, end, stride):
-        last = min(first + stride, end)
+    for first in range(first_step, end, every):
+        last = min(first + every, end)
         state = _advance(
             method, model.transformer, params, shared, inputs, state, first, last, num_steps
         )
+        yield last, state
+
+
+def decode_batch(
+    model: Model,
+    method: Method,
+    shared: Any,
+    inputs: Any,
+    state: DecodeState,
+    *,
+    num_steps: int,
+    progress: Callable[[int], None] | None = None,
+    steps_per_call: int = 8,
+    **bounds: Any,
+) -> DecodeState:
+    """The last state of `stream`.
+
+    Args:
+      model: as there, and so are the others.
+      method: likewise.
+      shared: likewise.
+      inputs: likewise.
+      state: likewise.
+      num_steps: likewise.
+      progress: called with the number of the next step each time some are done.
+      steps_per_call: steps between two calls of `progress`; without one, all are run at once.
+      bounds: `first_step` and `last_step`.
+    """
+    every = num_steps if progress is None else steps_per_call
+    steps = stream(model, method, shared, inputs, state, num_steps=num_steps, every=every, **bounds)
+    for step, state in steps:
         if progress is not None:
             jax.block_until_ready(state)
-            progress(last)
+            progress(step)
     return state
 
 
