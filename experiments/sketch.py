@@ -52,8 +52,7 @@ def main(flags: Flags) -> None:
     guided = read_guidance(flags, config)
 
     def sampler(model: Model):
-        ids = jnp.asarray(model.ids_of(sketch[None]))
-        tokens = with_class_token(config, jnp.array([label]), ids)
+        tokens = with_class_token(config, jnp.array([label]), model.ids_of(sketch[None]))
 
         def sample(batch: Batch, progress: Progress):
             samples = masksketch.sample(
@@ -68,7 +67,7 @@ def main(flags: Flags) -> None:
             )
             distances = samples.structure_distance[: batch.count]
             measures = [{"structure_distance": round(float(each), 6)} for each in distances]
-            return model.images_of(samples.ids[: batch.count]), measures
+            return model.images_of(samples.ids)[: batch.count], measures
 
         return sample
 

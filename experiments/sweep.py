@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from experiments.app import cli, digests
 from experiments.app.drawings import read_drawings
-from experiments.app.flag_groups import SETTINGS, GuidanceFlags, read_grid
+from experiments.app.flag_groups import GuidanceFlags, read_grid
 from experiments.app.run_folder import RunFolder
 from experiments.sweeps import best_of, page
 from experiments.sweeps.best_of import BestOf, BestOfFlags
@@ -48,6 +48,7 @@ from experiments.sweeps.plan import (
     sketch_file,
 )
 from experiments.sweeps.run import decode_batch, make_decoder
+from guidance.settings import PER_SAMPLE
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knob
@@ -63,7 +64,7 @@ _EFFICIENCY = 0.3
 class Flags(GuidanceFlags, BestOfFlags):
     """Sketches, seeds, and the hosts that share the work; settings may have several values."""
 
-    SEVERAL: ClassVar[tuple[str, ...]] = SETTINGS
+    SEVERAL: ClassVar[tuple[str, ...]] = PER_SAMPLE
 
     sketches: str = knob(
         str(files("experiments") / "sketches" / "*.png"),
@@ -214,7 +215,7 @@ def _print_plan(
     # Batches are filled up.
     steps = sum(batch[0].setting["num_steps"] for batch in batches) * max(map(len, batches))
     rate = _EFFICIENCY * _matrix_product_rate() * devices
-    operations = operations_per_step(config.transformer, plan.options.num_proposals)
+    operations = operations_per_step(config.transformer, plan.options["num_proposals"])
     seconds = operations * num_candidates * steps / rate
     print(f"about {format_seconds(seconds)} and the compilation; the bar knows better as it goes")
 

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.app.batches import fill, map_rows
-from experiments.app.flag_groups import structure_settings
 from experiments.app.run_folder import Finished, Line
 from experiments.sweeps.best_of import Measure
 from experiments.sweeps.plan import Item, Plan, picture_file, sketch_file
 from guidance import masksketch
 from guidance.best_of import best
+from guidance.settings import structure_settings
 from guidance.structure import StructureSettings
 from maskgit_jax.model import Model, with_class_token
 
@@ -120,11 +120,11 @@ def _sample(
         before = next(passes) * num_steps
         samples = masksketch.sample(
             decoder.model,
-            jnp.asarray(tokens),
+            tokens,
             jax.tree.unflatten(structure, settings),
             num_steps=num_steps,
             seed=jnp.asarray(seeds),
-            indices=jnp.asarray(candidates),
+            indices=candidates,
             **decoder.plan.options,
             guided=any(scale != 0 for scale in decoder.plan.values["guidance_scale"]),
             progress=lambda step: progress(before + step),

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.app.drawings import Drawing
-from experiments.app.flag_groups import StaticOptions
 from experiments.app.run_folder import first_difference
 from experiments.sweeps.plan import (
     Plan,
@@ -26,7 +25,7 @@ def make_plan(**changes) -> Plan:
     plan = Plan(
         model="demo",
         class_names=("a", "b"),
-        options=StaticOptions("jeffreys", 1, "jnp"),
+        options={"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"},
         dtype="float32",
         values=values,
         drawings=drawings,
