@@ -24,8 +24,24 @@ from experiments.app import cli, files
 from experiments.app.tables import Columns, Figures, markdown_table, named_figures, read_figures
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, read_image, save_png
+from maskgit_jax.knobs import knob
 
 Pictures = UInt8[np.ndarray, "n S S 3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyFlags:
+    """Where a study's results go."""
+
+    output_dir: str | None = knob(None, "Folder for the results.", kind=Path)
+    docs: str | None = knob(
+        None, "Markdown file: the table between the study's marks is written anew.", kind=Path
+    )
+
+    def places(self) -> dict[str, Path | None]:
+        """The arguments `folder` and `docs` of a study; the folder is made."""
+        folder = None if self.output_dir is None else cli.output_folder(self.output_dir)
+        return {"folder": folder, "docs": None if self.docs is None else Path(self.docs)}
 
 
 class Row(NamedTuple):
@@ -87,8 +103,12 @@ class Study:
         return rows
 
     def _in_order(self, finished: dict[str, Row]) -> dict[str, Row]:
-        sources = {name: make if isinstance(make, str) else name for name, make in self.rows.items()}
-        return {name: finished[source] for name, source in sources.items() if source in finished}
+        rows = {}
+        for name, make in self.rows.items():
+            source = make if isinstance(make, str) else name
+            if source in finished:
+                rows[name] = finished[source]
+        return rows
 
     def _table(self, rows: dict[str, Row], *, padded: bool = True) -> str:
         labelled = [(self.label(name), row.figures) for name, row in rows.items()]
@@ -165,8 +185,10 @@ def write_table(path: Path, name: str, table: str | None) -> None:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--docs={path} cannot be read ({error}); expected a Markdown file") from None
-    marks = re.compile(rf"(<!-- {re.escape(name)}: begin) .*?(<!-- {re.escape(name)}: end -->)", re.S)
+        raise InputError(
+            f"--docs={path} cannot be read ({error}); expected a Markdown file"
+        ) from None
+    marks = re.compile(rf"(<!-- {name}: begin) .*?(<!-- {name}: end -->)", re.DOTALL)
     if len(marks.findall(text)) != 1:
         raise InputError(
             f"--docs={path}: expected the lines <!-- {name}: begin () --> and <!-- {name}: end --> "
