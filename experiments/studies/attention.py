@@ -87,7 +87,7 @@ def study_attention(
 
     @functools.cache
     def measured() -> dict[str, Figures]:
-        indices = tqdm(range(num_scenes), desc="drawing scenes", unit="", mininterval=1)
+        indices = tqdm(range(num_scenes), desc="drawing scenes", unit="", delay=1)
         scenes = [scene_pair(seed, index, size) for index in indices]
         photos, sketches, labels = map(np.stack, zip(*scenes, strict=True))
         rng = np.random.default_rng([seed, num_scenes])

@@ -20,7 +20,7 @@ def check_matplotlib() -> None:
         raise InputError("a plot needs matplotlib: pip install -e '.[evaluate]'") from None
 
 
-def new_figure(width: float, height: float, dpi: int) -> Any:
+def new_figure(width: int | float, height: int | float, dpi: int) -> Any:
     """A figure of so many inches, without panels."""
     from matplotlib.figure import Figure
 

@@ -95,7 +95,7 @@ class Sampling(NamedTuple):
 
 def draw_world(seed: int, count: int, size: int) -> list[world.Scene]:
     """The first scenes of a seed."""
-    indices = tqdm(range(count), desc="drawing scenes", unit="", mininterval=1)
+    indices = tqdm(range(count), desc="drawing scenes", unit="", delay=1)
     return [world.draw_scene(seed, index, size=size) for index in indices]
 
 

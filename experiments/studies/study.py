@@ -206,8 +206,8 @@ def _command() -> str:
     return shlex.join(["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *given])
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]]) -> UInt8[np.ndarray, "h w 3"]:
-    """Rows of equally many pictures; small ones are enlarged."""
+def grid(rows: Sequence[Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """Rows of equally many pictures [H, W, 3]; small ones are enlarged."""
     images = [image for row in rows for image in row]
     return make_grid(images, columns=len(rows[0]), scale=max(1, 96 // len(images[0])))
 

@@ -72,12 +72,15 @@ def test_the_command_goes_on_where_it_stopped(tmp_path):
     second = run()
     assert second.returncode == 0, second.stderr
     lines = [json.loads(text) for text in path.read_text().splitlines()]
-    assert [(line["name"], line["passes"]) for line in lines] == [("cosine", 48), ("best step", 48)]
+    assert [(line["name"], line["figures"]["passes"]) for line in lines] == [
+        ("cosine, 16 steps", 48),
+        ("best step, 16 steps", 48),
+    ]
     assert lines[0] == json.loads(before)
     table = (tmp_path / "steps.md").read_text().splitlines()
     assert len(table) == 4 and "0." in table[2]
     assert min(read_image(tmp_path / "steps.png").shape[:2]) > 500
     other = run("--seed=1")
-    assert other.returncode == 2 and "made by other flags" in other.stderr
+    assert other.returncode == 2 and "made by other flags: seed was 0, is 1" in other.stderr
     nothing = run("--rows=none")
     assert nothing.returncode == 2 and "--rows=none" in nothing.stderr
