@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from experiments.app import cli
 from experiments.app.batches import Batch, make_batches
-from experiments.app.flag_groups import GuidanceFlags, Guided, read_guidance
+from experiments.app.flag_groups import GuidanceFlags, read_guidance
 from experiments.app.sample_folder import check_not_replaced, write_samples
 from guidance import masksketch
+from guidance.settings import Guided
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, to_float, to_uint8
 from maskgit_jax.knobs import knob
@@ -113,7 +114,7 @@ def _sample(
         num_steps=guided.num_steps,
         seed=guided.record["seed"],
         indices=jnp.asarray(batch.rows),
-        **guided.options._asdict(),
+        **guided.options,
         progress=progress,
     )
     # One at a time: in a batch, a pixel's rounding could depend on the batch's size.

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from guidance import masksketch
 from guidance.structure import StructureSettings
-from maskgit_jax.editing.inpaint import Squares, decode, encode
+from maskgit_jax.editing.inpaint import Squares
 from maskgit_jax.model import Model, with_class_token
 
 
@@ -30,7 +30,7 @@ def follow_sketch(
     What is followed is the picture with the sketch in place of the region. The `choices` are
     others of `masksketch.sample`, such as its divergence.
     """
-    ids = np.where(region, encode(model, sketches), encode(model, squares))
+    ids = np.where(region, model.ids_of(sketches), model.ids_of(squares))
     samples = masksketch.sample(
         model,
         with_class_token(model.config, jnp.asarray(labels), jnp.asarray(ids)),
@@ -41,4 +41,4 @@ def follow_sketch(
         region=jnp.asarray(region),
         **choices,
     )
-    return decode(model, np.asarray(samples.ids)), np.asarray(samples.structure_distance)
+    return model.images_of(samples.ids), np.asarray(samples.structure_distance)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from maskgit_jax.knobs import check, knob
 from maskgit_jax.model import Model
 from maskgit_jax.networks.stacked import attention_inputs
 from maskgit_jax.networks.transformer import Transformer
-from maskgit_jax.sampling.batched import decode_batch
+from maskgit_jax.sampling import batched
 from maskgit_jax.sampling.loop import (
     MASK_ID,
     DecodeState,
@@ -209,103 +209,117 @@ class MaskSketch:
 
 
 class Samples(NamedTuple):
-    """The result of `sample`.
+    """Samples, finished or on the way (`stream`).
 
     Attributes:
       ids: image ids.
-      structure_distance: of each sample to its sketch, the mean over the tokens that were made.
+      structure_distance: of each sample to its sketch, the mean over the sampled tokens.
+      token_distances: of each token; what stays of a picture counts 0.
+      masked: the ids that are sampled again in the next step.
+      step: how many steps are done.
     """
 
-    ids: Int[Array, "B N"]
-    structure_distance: Float[Array, "B"]
+    ids: Int[np.ndarray, "B N"]
+    structure_distance: Float[np.ndarray, "B"]
+    token_distances: Float[np.ndarray, "B N"]
+    masked: Bool[np.ndarray, "B N"]
+    step: int
 
 
-def sample(
+def stream(
     model: Model,
-    sketch_tokens: Int[Array, "B S"],
+    sketch_tokens: Int[Array | np.ndarray, "B S"],
     settings: StructureSettings,
     *,
     num_steps: int,
     seed: int | UInt32[Array, "B"],
-    indices: Int[Array, "B"],
-    region: Bool[Array, "B N"] | None = None,
-    divergence: str = "jeffreys",
-    schedule: str = "linear",
-    num_proposals: int = 1,
-    kernel: str = "jnp",
+    indices: Int[Array | np.ndarray, "B"],
+    region: Bool[Array | np.ndarray, "B N"] | None = None,
     guided: bool = False,
-    progress: Callable[[int], None] | None = None,
-    steps_per_call: int = 8,
-) -> Samples:
-    """Draws one sample per row, spread over all local devices.
+    every: int = 1,
+    **options: Any,
+) -> Iterator[Samples]:
+    """Samples one picture per row, spread over all local devices, and shows them on the way.
 
     Args:
       model: the generator.
       sketch_tokens: class token (K + label) and sketch ids of each sample.
       settings: one setting for all, or a leading axis of B where samples differ.
-      num_steps: decoding steps, ≥ 1.
+      num_steps: T.
       seed: with the index, all that a sample's randomness depends on; one for all, or each's own.
       indices: the samples' numbers.
-      region: the ids that are made, one at least of each sample; all when None. The others stay
-        what `sketch_tokens` says, so it holds a picture's ids there.
-      divergence: one of `structure.DIVERGENCES`.
-      schedule: how the mask rate falls, one of `schedules.SCHEDULE_NAMES`.
-      num_proposals: samples drawn in each step, ≥ 1; see `structure.least_distance_draw`.
-      kernel: one of `structure.KERNELS`.
+      region: the ids that are sampled, one at least of each sample; all when None. The others
+        stay what `sketch_tokens` says, so it holds a picture's ids there.
       guided: compute the other class's logits even if all guidance scales are 0 here, so that
         batches with and without guidance share a compilation; the samples are the same.
-      progress: called with the number of steps done, first with 0, before anything is compiled.
-      steps_per_call: steps between two calls of `progress`.
+      every: steps between two `Samples` that are shown; the last is the result.
+      options: the other fields of `MaskSketch`.
 
     Raises:
       InputError: a setting out of its range, no steps, more layer weights than layers, a kernel
         that does not have the divergence.
     """
-    method = MaskSketch(
-        divergence=divergence,
-        num_proposals=num_proposals,
-        kernel=kernel,
-        schedule=schedule,
-        guided=guided or bool(np.any(settings.guidance_scale)),
-    )
+    guided = guided or bool(np.any(settings.guidance_scale))
+    method = MaskSketch(guided=guided, **options)
     check(method)
     check(SketchPlan(num_steps=num_steps))
-    check_kernel(kernel, divergence)
+    check_kernel(method.kernel, method.divergence)
     layers, weights = model.config.transformer.num_layers, np.shape(settings.layer_weights)[-1]
     if weights > layers:
         raise InputError(f"{weights} layer weights: the model has {layers} layers")
-    if progress is not None:
-        progress(0)
     used_layers, guide, state = begin(
         model, sketch_tokens, settings, seed=seed, indices=indices, region=region
     )
-    state = decode_batch(
-        model,
-        method,
-        used_layers,
-        guide,
-        state,
-        num_steps=num_steps,
-        progress=progress,
-        steps_per_call=steps_per_call,
-    )
-    # In NumPy: nothing is compiled for so little.
     batch = len(sketch_tokens)
-    ids, distances, made = (
-        np.asarray(x)[:batch, 1:] for x in (state.sampled, *state.memory, guide.region)
+    sampled_here = np.asarray(guide.region)[:batch, 1:]
+    steps = batched.stream(
+        model, method, used_layers, guide, state, num_steps=num_steps, every=every
     )
-    means = np.mean(distances, axis=1, where=made)
-    return Samples(jnp.asarray(ids), jnp.asarray(means))
+    for step, state in steps:
+        # In NumPy: nothing is compiled for so little.
+        ids, shown, distances = (
+            np.asarray(x)[:batch, 1:] for x in (state.sampled, state.ids, *state.memory)
+        )
+        means = np.mean(distances, axis=1, where=sampled_here)
+        yield Samples(ids, means, np.where(sampled_here, distances, 0), shown == MASK_ID, step)
+
+
+def sample(
+    *arguments: Any,
+    num_steps: int,
+    progress: Callable[[int], None] | None = None,
+    steps_per_call: int = 8,
+    **options: Any,
+) -> Samples:
+    """The result of `stream`, whose arguments these are.
+
+    Args:
+      arguments: the model, the sketches' tokens, the settings.
+      num_steps: T.
+      progress: called with the number of steps done, first with 0, before anything is compiled.
+      steps_per_call: steps between two calls of `progress`; without one, all are run at once.
+      options: the others.
+
+    Raises:
+      InputError: as there.
+    """
+    every = num_steps if progress is None else steps_per_call
+    if progress is not None:
+        progress(0)
+    for samples in stream(*arguments, num_steps=num_steps, every=max(1, every), **options):
+        if progress is not None:
+            progress(samples.step)
+    return samples
 
 
 def begin(
     model: Model,
-    sketch_tokens: Int[Array, "B S"],
+    sketch_tokens: Int[Array | np.ndarray, "B S"],
     settings: StructureSettings,
     *,
     seed: int | UInt32[Array, "B"],
-    indices: Int[Array, "B"],
-    region: Bool[Array, "B N"] | None = None,
+    indices: Int[Array | np.ndarray, "B"],
+    region: Bool[Array | np.ndarray, "B N"] | None = None,
 ) -> tuple[Bool[Array, "L"], Guide, DecodeState]:
     """What `batched.decode_batch` is given, arguments as for `sample`.
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from guidance import stroke_methods
-from maskgit_jax.editing.inpaint import EditSettings, decode, encode
+from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.sampling.loop import MASK_ID
@@ -54,8 +54,8 @@ def follow_strokes(
 
     See `stroke_methods.sample`; the schedule starts where that of plain edits does.
     """
-    guide_ids = encode(model, painted)
-    tokens = jnp.asarray(np.where(hidden, MASK_ID, encode(model, squares)))
+    guide_ids = model.ids_of(painted)
+    tokens = jnp.asarray(np.where(hidden, MASK_ID, model.ids_of(squares)))
     ids = stroke_methods.sample(
         model,
         with_class_token(model.config, jnp.asarray(labels), tokens),
@@ -71,7 +71,7 @@ def follow_strokes(
         indices=jnp.asarray(indices),
     )
     ids = np.asarray(ids)
-    return StrokeSamples(decode(model, ids), ids, guide_ids)
+    return StrokeSamples(model.images_of(ids), ids, guide_ids)
 
 
 def read_energy(path: str | Path, codebook_size: int) -> Float32[np.ndarray, "K K"]:

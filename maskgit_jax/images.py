@@ -12,7 +12,6 @@ import secrets
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -29,6 +28,7 @@ _ONE_PICTURE_FORMATS = ("MPO", "PSD")
 # picture is taken. 16-bit modes say so.
 _WHITE = {"I": (255, 65535), "F": (1, 255, 65535)}
 _FRAME_GREY = 200
+_CHANNELS = ((), (3,), (4,))
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
@@ -53,7 +53,8 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         # Pillow warns of oddities that do not keep a picture from being read.
         warnings.simplefilter("ignore")
         try:
-            return _decode(file, name)
+            with Image.open(file) as image:
+                return _upright(image, name)
         except InputError:
             raise
         except Image.DecompressionBombError as error:
@@ -72,6 +73,34 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
             raise InputError(
                 f"{name} {found}; expected a complete picture file: save it again as PNG or JPEG"
             ) from error
+
+
+def as_image(
+    picture: str | os.PathLike[str] | Image.Image | np.ndarray,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture from whatever a person has: a file's name, a Pillow picture or an array.
+
+    Args:
+      picture: arrays are [h, w, 3], [h, w, 4] or [h, w]: uint8, bool, or floats in [0, 1].
+
+    Raises:
+      InputError: as `read_image`, or an array that is no picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_image(picture)
+    if not isinstance(picture, Image.Image):
+        array = np.asarray(picture)
+        if array.dtype.kind == "f" and np.all((array >= 0) & (array <= 1)):
+            array = to_uint8(array)
+        if array.dtype == bool:
+            array = array.astype(np.uint8) * 255
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in _CHANNELS:
+            raise InputError(
+                f"a picture is an array of {array.dtype} {list(array.shape)}: expected uint8, or "
+                "floats from 0 to 1, [height, width] or [height, width, 3]"
+            )
+        picture = Image.fromarray(array)
+    return _upright(picture.copy(), "the picture")
 
 
 def fit_image(
@@ -193,26 +222,26 @@ def make_grid(
     return grid
 
 
-def _decode(file: IO[bytes], name: str) -> UInt8[np.ndarray, "h w 3"]:
-    with Image.open(file) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise InputError(
-                f"{name} is {width}x{height} pixels; expected at most "
-                f"{MAX_PIXELS / 1e6:.0f} megapixels: shrink it first"
-            )
-        if min(width, height) < MIN_SIDE:
-            raise InputError(
-                f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
-                "give a larger picture"
-            )
-        frames = 1 if image.format in _ONE_PICTURE_FORMATS else getattr(image, "n_frames", 1)
-        if frames > 1:
-            raise InputError(
-                f"{name} holds {frames} frames; expected one picture: save one frame as PNG"
-            )
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.array(_to_rgb(image, name))
+def _upright(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture's pixels as a person sees them; changes `image`."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name} is {width}x{height} pixels; expected at most "
+            f"{MAX_PIXELS / 1e6:.0f} megapixels: shrink it first"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise InputError(
+            f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
+            "give a larger picture"
+        )
+    frames = 1 if image.format in _ONE_PICTURE_FORMATS else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise InputError(
+            f"{name} holds {frames} frames; expected one picture: save one frame as PNG"
+        )
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(_to_rgb(image, name))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

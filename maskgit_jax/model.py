@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from maskgit_jax.checkpoints import checkpoint, conversion, download, layouts
 from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError
+from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.networks.stacked import stack_layers
 from maskgit_jax.networks.tokenizer import Tokenizer
 from maskgit_jax.networks.transformer import Transformer
@@ -52,14 +53,22 @@ class Model:
     tokenizer_params: Any
 
     def encode(self, images: Float[Array | np.ndarray, "b H W 3"]) -> Int[Array, "b N"]:
-        """Ids, in [0, K), of square pictures in [0, 1]."""
-        ids = self._encode({"params": self.tokenizer_params}, images)
+        """Ids, in [0, K), of square pictures in [0, 1]; the same alone and in a batch."""
+        ids = self._encode(self.tokenizer_params, images)
         return ids.reshape(len(ids), -1)
 
     def decode(self, ids: Int[Array | np.ndarray, "b N"]) -> Float[Array, "b H W 3"]:
-        """Pictures, about in [0, 1], of image ids."""
+        """Pictures, about in [0, 1], of image ids; the same alone and in a batch."""
         side = self.config.tokenizer.latent_size
-        return self._decode({"params": self.tokenizer_params}, ids.reshape(-1, side, side))
+        return self._decode(self.tokenizer_params, ids.reshape(-1, side, side))
+
+    def ids_of(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b N"]:
+        """As `encode`, of pictures as files hold them."""
+        return np.asarray(self.encode(to_float(images)))
+
+    def images_of(self, ids: Int[Array | np.ndarray, "b N"]) -> UInt8[np.ndarray, "b H W 3"]:
+        """As `decode`, pictures as files hold them."""
+        return to_uint8(np.asarray(self.decode(ids)))
 
     @functools.cached_property
     def params_on_devices(self) -> Any:
@@ -68,11 +77,19 @@ class Model:
 
     @functools.cached_property
     def _encode(self):
-        return jax.jit(functools.partial(self.tokenizer.apply, method="encode"))
+        return self._picture_by_picture("encode")
 
     @functools.cached_property
     def _decode(self):
-        return jax.jit(functools.partial(self.tokenizer.apply, method="decode"))
+        return self._picture_by_picture("decode")
+
+    def _picture_by_picture(self, method: str):
+        """A method of the tokenizer; in one batch, rounding could depend on the batch's size."""
+
+        def one(params, x):
+            return self.tokenizer.apply({"params": params}, x[None], method=method)[0]
+
+        return jax.jit(lambda params, batch: jax.lax.map(functools.partial(one, params), batch))
 
 
 def with_class_token(

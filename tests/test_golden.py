@@ -221,7 +221,9 @@ def test_masksketch_decoding(model, case):
         guide = masksketch.make_guide(
             *modules, sketch, start, everywhere, other_token, no_paper, settings
         )
-        method = masksketch.MaskSketch("cross_entropy", SCHEDULES[params["schedule"]])
+        method = masksketch.MaskSketch(
+            divergence="cross_entropy", schedule=SCHEDULES[params["schedule"]]
+        )
         used_layers = guide.target.layer_weights > 0
         predict, remask, draw = method(*modules, used_layers, guide, num_steps)
         memory = masksketch.no_distances(start)

@@ -11,19 +11,16 @@ from typing import Any, NamedTuple
 
 from guidance import classifier_free
 from guidance.masksketch import MaskSketch, SketchPlan
+from guidance.settings import PER_SAMPLE, STATIC, Guided, guided, structure_settings
 from guidance.stroke_methods import StrokeSettings
-from guidance.structure import StructureSettings, check_kernel, check_settings, layer_weights
+from guidance.structure import StructureSettings
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.editing.inpaint import EditSettings
-from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import SEEDS, knob, knobs_of, optional, read_layers, resolve
+from maskgit_jax.knobs import SEEDS, knob, knobs_of, optional, resolve
 from maskgit_jax.model import DTYPES, model_config
 
 Setting = dict[str, Any]
-"""A value for each name in `SETTINGS`."""
-
-SETTINGS = tuple(knobs_of(SketchPlan, StructureSettings))
-"""What may differ from sample to sample."""
+"""A value for each name in `settings.PER_SAMPLE`."""
 
 MODEL_HELP = "demo, imagenet256, imagenet512, or a model folder."
 
@@ -63,65 +60,28 @@ class GuidanceFlags(SampleFlags, _GuidanceKnobs):
     )
 
 
-class StaticOptions(NamedTuple):
-    """What is compiled for: keyword arguments of `masksketch.sample`.
-
-    Attributes:
-      divergence: one of `structure.DIVERGENCES`.
-      num_proposals: samples drawn in each step.
-      kernel: one of `structure.KERNELS`.
-    """
-
-    divergence: str
-    num_proposals: int
-    kernel: str
-
-
-class Guided(NamedTuple):
-    """The settings of structure-guided sampling, filled in and checked.
-
-    Attributes:
-      settings: the traced settings.
-      num_steps: decoding steps.
-      options: what is compiled for.
-      record: every value by its flag's name, for the results file.
-    """
-
-    settings: StructureSettings
-    num_steps: int
-    options: StaticOptions
-    record: dict[str, Any]
-
-
 class Grid(NamedTuple):
-    """The same where each setting may have several values.
+    """The settings of guidance where each may have several values.
 
     Attributes:
-      values: each setting's values, in the order of `SETTINGS`.
-      options: what is compiled for.
+      values: each setting's values, in the order of `PER_SAMPLE`.
+      options: what is compiled for: keyword arguments of `masksketch.sample`.
     """
 
     values: dict[str, list[Any]]
-    options: StaticOptions
+    options: dict[str, Any]
 
 
 def read_guidance(flags: GuidanceFlags, config: ModelConfig) -> Guided:
-    """The guidance that flags ask of a model.
+    """The guidance that flags ask of a model; its record has the model, dtype and seed too.
 
     Raises:
       InputError: a value out of its range, or values that do not go together.
     """
-    grid = read_grid(flags, config)
-    setting = {name: values[0] for name, values in grid.values.items()}
-    record = {
-        "model": flags.model,
-        **setting,
-        **grid.options._asdict(),
-        "dtype": flags.dtype,
-        "seed": flags.seed,
-    }
-    settings = structure_settings(setting, config.transformer.num_layers)
-    return Guided(settings, setting["num_steps"], grid.options, record)
+    given = {name: getattr(flags, name) for name in (*PER_SAMPLE, *STATIC, "guidance_schedule")}
+    found = guided(config, given, fast=flags.sampler == "fast")
+    record = {"model": flags.model, **found.record, "dtype": flags.dtype, "seed": flags.seed}
+    return found._replace(record=record)
 
 
 def read_grid(flags: GuidanceFlags, config: ModelConfig) -> Grid:
@@ -130,47 +90,19 @@ def read_grid(flags: GuidanceFlags, config: ModelConfig) -> Grid:
     Raises:
       InputError: as there.
     """
-    method = ("masksketch", "masksketch_fast") if flags.sampler == "fast" else ("masksketch",)
-    presets = resolve(config, method, SketchPlan, StructureSettings, MaskSketch)
-    values = {}
-    for name in SETTINGS:
-        given = getattr(flags, name)
-        values[name] = given if isinstance(given, list) else [given]
-        if given is None:
-            values[name] = [presets[name]]
-    schedule, power = flags.guidance_schedule, flags.guidance_power
-    if schedule is not None and power is None:
-        rising = presets["guidance_power"] or classifier_free.SCHEDULES["rising"]
-        values["guidance_power"] = [rising if schedule == "rising" else 0.0]
-    elif schedule != "rising" and power is not None:
-        shown = ",".join(map(str, values["guidance_power"]))
-        raise InputError(f"--guidance_power={shown}: only --guidance_schedule=rising has one")
-    options = StaticOptions(
-        *(
-            presets[name] if getattr(flags, name) is None else getattr(flags, name)
-            for name in StaticOptions._fields
-        )
-    )
-    check_kernel(options.kernel, options.divergence)
+    lists = {name: getattr(flags, name) for name in PER_SAMPLE}
+    lists = {name: value for name, value in lists.items() if isinstance(value, list)}
+    first = {name: values[0] for name, values in lists.items()}
+    found = read_guidance(dataclasses.replace(flags, **first), config)
+    values = {name: lists.get(name, [found.record[name]]) for name in PER_SAMPLE}
     for setting in combinations(values):
-        check_settings(structure_settings(setting, config.transformer.num_layers))
-    return Grid(values, options)
+        structure_settings(setting, config.transformer.num_layers)
+    return Grid(values, found.options)
 
 
 def combinations(values: dict[str, list[Any]]) -> list[Setting]:
     """Every combination of the settings' values; the last setting's change fastest."""
     return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
-
-
-def structure_settings(setting: Setting, num_layers: int) -> StructureSettings:
-    """What a setting means for a model of `num_layers` layers.
-
-    Raises:
-      InputError: layers that the model lacks.
-    """
-    weights = layer_weights(read_layers(setting["layers"], num_layers, "--layers"), num_layers)
-    knobs = {name: setting[name] for name in knobs_of(StructureSettings)}
-    return StructureSettings(layer_weights=weights, **knobs)
 
 
 _EditKnobs = dataclasses.make_dataclass(

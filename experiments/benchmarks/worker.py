@@ -335,7 +335,7 @@ class _Ours(_Variant):
     def _compiled(self, config: TransformerConfig, layer_weights: Float[np.ndarray, "L"]) -> Any:
         """A step or a score by the first layers, as many as `config` has."""
         job, transformer = self.job, Transformer(config)
-        settings = traced(job.settings._replace(layer_weights=layer_weights))
+        settings = traced(dataclasses.replace(job.settings, layer_weights=layer_weights))
 
         def begin(params, keys):
             nowhere = jnp.full(config.sequence_length - 1, -1)

@@ -18,7 +18,6 @@ from experiments.metrics.measures import jackknife_error, jackknife_groups
 from experiments.studies.scenes import as_picture, class_tokens
 from experiments.studies.study import Row, Study
 from guidance.structure import layer_distances
-from maskgit_jax.editing.inpaint import encode
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
 from maskgit_jax.networks import stacked
@@ -132,7 +131,7 @@ def look(
     model: Model, images: UInt8[np.ndarray, "n H W 3"], labels: Int[np.ndarray, "n"]
 ) -> AttentionInputs:
     """Queries and keys of all layers of pictures, [n, L, S, H, d]."""
-    return attention_inputs(model, class_tokens(model, labels, encode(model, images)))
+    return attention_inputs(model, class_tokens(model, labels, model.ids_of(images)))
 
 
 def attention_inputs(model: Model, tokens: Int[np.ndarray, "n S"]) -> AttentionInputs:

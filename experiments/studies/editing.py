@@ -18,7 +18,7 @@ from experiments.metrics.seams import mean_colour_fill, ratio_and_error, seam, s
 from experiments.studies.scenes import draw_photos
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
 from maskgit_jax.editing.canvas import blend_radius, finish, prepare
-from maskgit_jax.editing.inpaint import EditSettings, decode, encode, remake
+from maskgit_jax.editing.inpaint import EditSettings, remake
 from maskgit_jax.editing.masks import blend_weights
 from maskgit_jax.editing.outpaint import Growth, grow
 from maskgit_jax.images import to_float
@@ -46,7 +46,7 @@ def study_editing(
     size = model.config.tokenizer.image_size
     photos, labels = draw_photos(num_images, size)
     others = (labels + 1) % model.config.transformer.num_classes
-    round_trips = functools.cache(lambda: decode(model, encode(model, photos)))
+    round_trips = functools.cache(lambda: model.images_of(model.ids_of(photos)))
     judge, radius = load_judge(), blend_radius(model.config.tokenizer)
 
     def in_hole(

@@ -15,7 +15,7 @@ from experiments.app.tables import Figures
 from experiments.metrics.measures import mean_and_error, psnr
 from experiments.studies import plots
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
-from maskgit_jax.editing.inpaint import EditSettings, decode, encode, remake
+from maskgit_jax.editing.inpaint import EditSettings, remake
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
 from maskgit_jax.training.perceptual import perceptual_distance
@@ -55,7 +55,7 @@ def study_reconstruction(
         return Row(measure(photos, pair), pair[0][:_GRID_ROWS])
 
     def round_trip() -> Row:
-        pictures = decode(model, encode(model, photos))
+        pictures = model.images_of(model.ids_of(photos))
         return Row(measure(photos, [pictures] * _MASKS), pictures[:_GRID_ROWS])
 
     names = {ratio: f"{ratio:g} hidden" for ratio in (0.0, *ratios)}

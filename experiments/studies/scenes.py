@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments.app.batches import in_batches, make_batches
-from experiments.app.flag_groups import Guided
 from experiments.app.tables import Figures
 from experiments.demo_world import world
 from experiments.demo_world.judge import EVAL_SEED, REFERENCE_SEED, load_judge, predict
@@ -26,8 +25,9 @@ from experiments.metrics.measures import (
     within_manifold,
 )
 from guidance import masksketch
+from guidance.settings import Guided
 from guidance.structure import StructureSettings, Target, structure_distance
-from maskgit_jax.images import to_float, to_uint8
+from maskgit_jax.images import to_float
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.networks.stacked import attention_inputs
 from maskgit_jax.sampling import batched
@@ -120,7 +120,7 @@ def draw_scenes(sampling: Sampling, count: int, condition: str = "sketch") -> Sc
         drawings=drawings,
         parts=np.stack([scene.parts for scene in drawn]).astype(np.int32),
         labels=np.array([scene.label for scene in drawn], np.int32),
-        drawing_ids=encode(sampling, drawings),
+        drawing_ids=sampling.model.ids_of(drawings),
     )
 
 
@@ -170,10 +170,10 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
     def sample(tokens, indices):
         return batched.sample(
             model,
-            jnp.asarray(tokens),
+            tokens,
             num_steps=num_steps,
             seed=sampling.guided.record["seed"],
-            indices=jnp.asarray(indices),
+            indices=indices,
             sampler=MaskGit(preset["temperature"], preset["schedule"]),
             token_temperature=preset["token_temperature"],
         )
@@ -181,15 +181,15 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
     rows = class_tokens(model, labels, masked), np.arange(len(labels))
     with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
         ids = in_batches(sample, *rows, size=sampling.batch_size, progress=bar.update)
-    return decode(sampling, ids)
+    return Pictures(model.images_of(ids), ids)
 
 
 def sample_guided(
     sampling: Sampling, labels: Labels, drawing_ids: Ids, settings: StructureSettings
 ) -> Pictures:
     """Samples of classes that follow drawings."""
-    guided, batch_size = sampling.guided, sampling.batch_size
-    tokens = class_tokens(sampling.model, labels, drawing_ids)
+    model, guided, batch_size = sampling
+    tokens = class_tokens(model, labels, drawing_ids)
     num_batches = len(make_batches(len(tokens), batch_size))
     name = f"lambda_s = {settings.lambda_s:g}"
     with tqdm(total=num_batches * guided.num_steps, desc=name, unit="step") as bar:
@@ -197,36 +197,18 @@ def sample_guided(
         def sample(tokens, indices):
             first = bar.n
             return masksketch.sample(
-                sampling.model,
-                jnp.asarray(tokens),
+                model,
+                tokens,
                 settings,
                 num_steps=guided.num_steps,
                 seed=guided.record["seed"],
-                indices=jnp.asarray(indices),
-                **guided.options._asdict(),
+                indices=indices,
+                **guided.options,
                 progress=lambda done: bar.update(first + done - bar.n),
             ).ids
 
         ids = in_batches(sample, tokens, np.arange(len(tokens)), size=batch_size)
-    return decode(sampling, ids)
-
-
-def encode(sampling: Sampling, images: UInt8[np.ndarray, "n H W 3"]) -> Ids:
-    """Ids of pictures."""
-
-    def ids(images):
-        return sampling.model.encode(jnp.asarray(to_float(images)))
-
-    return in_batches(ids, images, size=sampling.batch_size)
-
-
-def decode(sampling: Sampling, ids: Ids) -> Pictures:
-    """The pictures of ids, as they would be saved."""
-
-    def images(ids):
-        return to_uint8(np.asarray(sampling.model.decode(jnp.asarray(ids))))
-
-    return Pictures(in_batches(images, ids, size=sampling.batch_size), ids)
+    return Pictures(model.images_of(ids), ids)
 
 
 def structure_distances(
@@ -239,7 +221,7 @@ def structure_distances(
         model.transformer,
         model.transformer_params,
         guided.settings.layer_weights,
-        guided.options.divergence,
+        guided.options["divergence"],
     )
     rows = (class_tokens(model, labels, each) for each in (drawing_ids, ids))
     return in_batches(distance, *rows, size=sampling.batch_size)

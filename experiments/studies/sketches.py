@@ -19,9 +19,7 @@ from experiments.studies.scenes import (
     Pictures,
     Sampling,
     Scenes,
-    decode,
     draw_scenes,
-    encode,
     sample_guided,
     sample_unguided,
     structure_distances,
@@ -74,7 +72,8 @@ def study_scenes(
         return Row(measure()(pictures, against), pictures.images[:_GRID_COLUMNS])
 
     def round_trip() -> Row:
-        pictures = decode(sampling, encode(sampling, scenes.photos))
+        ids = sampling.model.ids_of(scenes.photos)
+        pictures = Pictures(sampling.model.images_of(ids), ids)
         figures, shown = row(pictures)
         for name, function in (("psnr", psnr), ("ssim", ssim)):
             values = function(to_float(pictures.images), to_float(scenes.photos))
@@ -136,7 +135,7 @@ def study_drawings(
 ) -> None:
     """Prints the table of people's drawings; with a folder, also writes it and a grid."""
     images, labels = read_labelled(drawings, sampling.model.config, flag="drawings")
-    ids, judge, count = encode(sampling, images), load_judge(), len(labels)
+    ids, judge, count = sampling.model.ids_of(images), load_judge(), len(labels)
     # Evenly spread, so that the grid shows many classes.
     shown = np.linspace(0, count - 1, min(_GRID_COLUMNS, count)).astype(int)
 

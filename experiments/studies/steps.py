@@ -19,9 +19,9 @@ from experiments.studies import plots
 from experiments.studies.scenes import (
     COLUMNS,
     Measure,
+    Pictures,
     Sampling,
     class_tokens,
-    decode,
     draw_scenes,
 )
 from experiments.studies.step_rules import (
@@ -127,7 +127,8 @@ def study_steps(
         start = time.perf_counter()
         ids, steps = _sample(sampling, rule, scenes())
         seconds = time.perf_counter() - start
-        figures = measure()(decode(sampling, ids), scenes())
+        pictures = Pictures(sampling.model.images_of(ids), ids)
+        figures = measure()(pictures, scenes())
         costs = {
             "num_steps": rule.num_steps,
             "passes": float(np.mean(steps)) * rule.step_passes,

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.sampling import batched
 from maskgit_jax.sampling.loop import MASK_ID, num_steps_knob, token_temperature_knob
@@ -30,17 +29,6 @@ class EditSettings:
     token_temperature: float = token_temperature_knob()
 
 
-def encode(model: Model, squares: Squares) -> Int[np.ndarray, "b N"]:
-    """The pictures' ids."""
-    # One at a time, here and below: in a batch, rounding could depend on the batch's size.
-    return np.stack([np.asarray(model.encode(jnp.asarray(to_float(s))[None])[0]) for s in squares])
-
-
-def decode(model: Model, ids: Int[np.ndarray, "b N"]) -> Squares:
-    """The pictures of ids, as they would be saved."""
-    return np.stack([to_uint8(np.asarray(model.decode(jnp.asarray(row)[None])[0])) for row in ids])
-
-
 def remake(
     model: Model,
     squares: Squares,
@@ -55,7 +43,7 @@ def remake(
 
     The others are the pictures' own: of those, what comes back is the tokenizer's round trip.
     """
-    ids = np.where(hidden, MASK_ID, encode(model, squares))
+    ids = np.where(hidden, MASK_ID, model.ids_of(squares))
     made = batched.sample(
         model,
         with_class_token(model.config, jnp.asarray(labels), jnp.asarray(ids)),
@@ -67,4 +55,4 @@ def remake(
         seed=seed,
         indices=jnp.asarray(indices),
     )
-    return decode(model, np.asarray(made))
+    return model.images_of(made)

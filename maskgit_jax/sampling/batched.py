@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
@@ -48,7 +49,7 @@ class Method(Protocol):
         """`shared` is the same for all samples, `inputs` is the sample's own."""
 
 
-def decode_batch(
+def stream(
     model: Model,
     method: Method,
     shared: Any,
@@ -58,34 +59,66 @@ def decode_batch(
     num_steps: int,
     first_step: int = 0,
     last_step: int | None = None,
-    progress: Callable[[int], None] | None = None,
-    steps_per_call: int = 8,
-) -> DecodeState:
-    """Runs the steps first_step .. last_step - 1 for a batch of samples.
+    every: int = 1,
+) -> Iterator[tuple[int, DecodeState]]:
+    """Runs the steps first_step .. last_step - 1 for a batch of samples, and shows them on the way.
 
     Args:
       model: the generator.
       method: what is run.
       shared: arrays that all samples share.
       inputs: the samples' own arrays along a leading axis, spread over devices.
-      state: the samples, likewise; its memory is used for the result.
+      state: the samples, likewise.
       num_steps: T.
       first_step: the first to be run.
       last_step: where to stop; T when None.
-      progress: called with the number of the next step each time some are done.
-      steps_per_call: steps between two calls of `progress`; without one, all are run at once.
+      every: steps between two states that are shown.
+
+    Yields:
+      The number of the next step, and the state before it. The memory of a state, the first one's
+      too, is used for the next: copy what is to be kept.
     """
     params, shared = model.params_on_devices, copy_to_devices(shared)
     end = num_steps if last_step is None else last_step
-    stride = num_steps if progress is None else steps_per_call
-    for first in range(first_step, end, stride):
-        last = min(first + stride, end)
+    for first in range(first_step, end, every):
+        last = min(first + every, end)
         state = _advance(
             method, model.transformer, params, shared, inputs, state, first, last, num_steps
         )
+        yield last, state
+
+
+def decode_batch(
+    model: Model,
+    method: Method,
+    shared: Any,
+    inputs: Any,
+    state: DecodeState,
+    *,
+    num_steps: int,
+    progress: Callable[[int], None] | None = None,
+    steps_per_call: int = 8,
+    **bounds: Any,
+) -> DecodeState:
+    """The last state of `stream`.
+
+    Args:
+      model: as there, and so are the others.
+      method: likewise.
+      shared: likewise.
+      inputs: likewise.
+      state: likewise.
+      num_steps: likewise.
+      progress: called with the number of the next step each time some are done.
+      steps_per_call: steps between two calls of `progress`; without one, all are run at once.
+      bounds: `first_step` and `last_step`.
+    """
+    every = num_steps if progress is None else steps_per_call
+    steps = stream(model, method, shared, inputs, state, num_steps=num_steps, every=every, **bounds)
+    for step, state in steps:
         if progress is not None:
             jax.block_until_ready(state)
-            progress(last)
+            progress(step)
     return state
 
 
@@ -98,7 +131,7 @@ def _advance(method, transformer, params, shared, inputs, state, first_step, las
     return jax.vmap(one)(inputs, state)
 
 
-def sample_keys(seed: int | UInt32[Array, "B"], indices: Int[Array, "B"]) -> Key[Array, "B"]:
+def sample_keys(seed: int | UInt32[Array, "B"], indices: Int[Array | np.ndarray, "B"]) -> Key[Array, "B"]:
     """The samples' keys; one seed for all, or each's own."""
     return jax.vmap(sample_key)(jnp.broadcast_to(jnp.uint32(seed), len(indices)), indices)
 
@@ -157,7 +190,7 @@ def sample(
     *,
     num_steps: int,
     seed: int,
-    indices: Int[Array, "B"],
+    indices: Int[Array | np.ndarray, "B"],
     first_step: int = 0,
     sampler: Sampler = MaskGit(),  # noqa: B008 (frozen)
     token_temperature: Float[Array, "B"] | float = 1.0,

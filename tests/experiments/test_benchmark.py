@@ -178,7 +178,7 @@ def test_operations_agree_with_what_xla_counts(tmp_path, tiny):
     write_config(tmp_path / "config.json", config)
     for role in ("plain", "ours"):
         given = job(role=role, model=str(tmp_path))
-        settings = given.settings._replace(layer_weights=layer_weights([0, 1], 2))
+        settings = dataclasses.replace(given.settings, layer_weights=layer_weights([0, 1], 2))
         found = make_runner(given._replace(settings=settings)).check()
         assert 0.9 < found["formula"] / found["xla"] < 1, role
         assert found["temporary_bytes"] > 0

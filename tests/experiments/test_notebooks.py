@@ -204,7 +204,7 @@ def test_imagenet(run):
         "imagenet",
         "MODEL, LABEL, LAYERS, NUM_STEPS, NUM_PICTURES = 'demo', 'ball', 'all', 2, 2",
         "findings = {'pictures': np.array(pictures).tolist(), 'label': label}\n"
-        "findings |= {'settings': settings._replace(layer_weights=None)}\n"
+        "findings |= {'settings': dataclasses.replace(settings, layer_weights=None)}\n"
         "from maskgit_jax import sampling\n"
         "findings |= {'compilations': sampling._advance._cache_size()}",
     )

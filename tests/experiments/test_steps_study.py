@@ -1,5 +1,6 @@
 """`experiments.steps_study`: the rules that it compares, and the command."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def batch(tiny, count=4, **overrides) -> Batch:
     ids = jax.random.randint(jax.random.key(42), (count, 16), 0, 24)
     tokens = with_class_token(tiny.config, jnp.arange(count) % 5, ids)
     settings = StructureSettings(layer_weights(None, 3), max_mask_rate=1.0, min_mask_rate=0.05)
-    return Batch(tiny, tokens, settings._replace(**overrides), 4, 7, jnp.arange(count))
+    return Batch(tiny, tokens, dataclasses.replace(settings, **overrides), 4, 7, jnp.arange(count))
 
 
 def test_a_child_takes_each_place_from_the_member_that_is_nearest_around_it():

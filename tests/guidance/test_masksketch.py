@@ -1,5 +1,6 @@
 """Structure-guided sampling as a whole, on a tiny model."""
 
+import dataclasses
 import json
 import os
 import re
@@ -29,7 +30,9 @@ def sketches(model, count):
 
 
 def draw(model, count=8, rows=slice(None), seed=7, choices=None, **overrides):
-    settings = StructureSettings(layer_weights=layer_weights(None, 3))._replace(**overrides)
+    settings = dataclasses.replace(
+        StructureSettings(layer_weights=layer_weights(None, 3)), **overrides
+    )
     indices = jnp.arange(count)[rows]
     return masksketch.sample(
         model,
@@ -150,16 +153,19 @@ def test_bad_arguments_are_named(tiny):
     settings = StructureSettings(layer_weights=layer_weights(None, 3))
     arguments = {"num_steps": 4, "seed": 0, "indices": jnp.arange(1)}
     for words, changes, knobs in (
-        ("num_steps is 0", {"num_steps": 0}, {}),
-        ("unknown divergence 'kl'", {"divergence": "kl"}, {}),
-        ("unknown schedule 'sine'", {"schedule": "sine"}, {}),
-        ("num_proposals is 0", {"num_proposals": 0}, {}),
+        ("num_steps=0: expected", {"num_steps": 0}, {}),
+        ("divergence=kl: expected", {"divergence": "kl"}, {}),
+        ("schedule=sine: expected one of cosine", {"schedule": "sine"}, {}),
+        ("num_proposals=0: expected", {"num_proposals": 0}, {}),
         ("4 layer weights: the model has 3 layers", {}, {"layer_weights": np.ones(4)}),
-        ("lambda_s is 2", {}, {"lambda_s": 2.0}),
+        ("lambda_s=2.0: expected", {}, {"lambda_s": 2.0}),
     ):
         with pytest.raises(InputError, match=words):
             masksketch.sample(
-                tiny, sketches(tiny, 1), settings._replace(**knobs), **arguments | changes
+                tiny,
+                sketches(tiny, 1),
+                dataclasses.replace(settings, **knobs),
+                **arguments | changes,
             )
 
 

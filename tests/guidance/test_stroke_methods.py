@@ -257,10 +257,10 @@ def test_a_stroke_has_its_token_temperature(shallow, batch, method):
     "words, method, kwargs",
     [
         ("unknown method 'paint'", "paint", {}),
-        ("confidence is 1.5", "tilt", {"confidence": 1.5}),
-        ("confidence is nan", "tilt", {"confidence": float("nan")}),
+        ("confidence=1.5: expected", "tilt", {"confidence": 1.5}),
+        ("confidence=nan: expected", "tilt", {"confidence": float("nan")}),
         ("first_step is 4 of 4", "tilt", {"first_step": 4}),
-        ("token_temperature is 0", "tilt", {"token_temperature": 0.0}),
+        ("token_temperature=0.0: expected", "tilt", {"token_temperature": 0.0}),
         ("goes with the method 'learned'", "learned", {}),
         ("goes with the method 'learned'", "tilt", {"energy": np.eye(CODES)}),
         ("2x3: the model has 24 codes", "learned", {"energy": np.zeros((2, 3))}),

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -75,13 +76,15 @@ def remask_once(tiny):
     modules = tiny.transformer, tiny.transformer_params
 
     @jax.jit
-    def hide_and_distance(knobs, step, num_steps, sampled, region, token_weights, key):
-        target = structure.Target(attention_inputs(*modules, SKETCH, 3), knobs.layer_weights)
+    def hide_and_distance(settings, step, num_steps, sampled, region, token_weights, key):
+        target = structure.Target(
+            attention_inputs(*modules, SKETCH, 3), settings.knobs.layer_weights
+        )
         distance = functools.partial(
             structure.structure_distance, *modules, target=target, used_layers=jnp.ones(3, bool)
         )
         remask = structure.structure_remask(
-            distance, jnp.int32(16), region, token_weights, knobs, num_steps=num_steps
+            distance, jnp.int32(16), region, token_weights, settings, num_steps=num_steps
         )
         hide, _, distances = remask(step, sampled, sampled, LOGITS, key, None)
         return hide, distances
@@ -90,7 +93,7 @@ def remask_once(tiny):
         sampled = jnp.array([24, *range(8, 24)]) if sampled is None else sampled
         region = jnp.ones(17, bool) if region is None else region
         token_weights = jnp.ones(17) if token_weights is None else token_weights
-        knobs = StructureSettings(layer_weights=jnp.ones(3))._replace(**overrides)
+        knobs = dataclasses.replace(StructureSettings(layer_weights=jnp.ones(3)), **overrides)
         hide, distance = hide_and_distance(
             structure.traced(knobs), step, 10, sampled, region, token_weights, jax.random.key(key)
         )
@@ -208,7 +211,7 @@ def test_shares_are_those_of_float64():
     lambdas = np.arange(101) / 100
     settings = structure.traced(StructureSettings(np.ones((101, 2)), lambda_s=lambdas))
     counts = np.arange(1, 1025, dtype=np.float32)[:, None]
-    for ours, exact in ((settings.structure_share, lambdas), (settings.realism_share, 1 - lambdas)):
+    for ours, exact in ((settings.knobs.lambda_s, lambdas), (settings.realism_share, 1 - lambdas)):
         ours = jax.jit(lambda share: jnp.floor(counts * share))(ours)
         np.testing.assert_array_equal(ours, np.floor(counts * np.float32(exact)))
 
@@ -250,5 +253,5 @@ def test_bad_settings_are_named(name, value):
     good = StructureSettings(layer_weights=np.ones(3, np.float32))
     structure.check_settings(good)
     with pytest.raises(InputError, match=name) as error:
-        structure.check_settings(good._replace(**{name: value}))
+        structure.check_settings(dataclasses.replace(good, **{name: value}))
     assert "\n" not in str(error.value)

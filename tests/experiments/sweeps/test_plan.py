@@ -4,9 +4,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.app.guidance_flags import Choices
 
 from experiments.app.drawings import Drawing
-from experiments.app.guidance_flags import Choices
 from experiments.sweeps.plan import (
     Plan,
     first_difference,

@@ -40,11 +40,11 @@ def test_bad_arguments_are_named(tiny):
     for words, arguments in {
         "first_step is 6 of 6": {"first_step": 6},
         "first_step is 0 of 0": {"num_steps": 0},
-        "token_temperature is 0.0: expected 1e-06 to 100": {"token_temperature": 0.0},
+        "token_temperature=0.0: expected a number from 1e-06 to 100": {"token_temperature": 0.0},
     }.items():
         with pytest.raises(InputError, match=words):
             draw(tiny, blank(tiny, 1), [0], **arguments)
-    with pytest.raises(InputError, match="unknown schedule 'sine'"):
+    with pytest.raises(InputError, match="schedule=sine: expected one of cosine"):
         MaskGit(schedule="sine")
 
 

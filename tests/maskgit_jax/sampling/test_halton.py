@@ -100,5 +100,5 @@ def test_logits_sharpen_linearly_over_the_steps():
 
 
 def test_unknown_schedule_is_named():
-    with pytest.raises(InputError, match="unknown schedule 'sine'"):
+    with pytest.raises(InputError, match="schedule=sine: expected one of cosine"):
         Halton(schedule="sine")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import check
 from maskgit_jax.sampling import loop, schedules
 from maskgit_jax.sampling.loop import MASK_ID, DecodeState
 from maskgit_jax.sampling.maskgit import maskgit_remask
@@ -175,6 +176,8 @@ def test_ids_are_sampled_at_their_temperature(token_temperature):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 101.0, np.inf, np.nan, np.array([1.0, 0.0])])
 def test_a_token_temperature_out_of_range_is_named(value):
-    loop.check_token_temperature(np.array([1e-6, 100.0]))
-    with pytest.raises(InputError, match=r"^token_temperature is .*: expected 1e-06 to 100$"):
-        loop.check_token_temperature(value)
+    check(loop.LoopSettings(token_temperature=np.array([1e-6, 100.0])))
+    with pytest.raises(
+        InputError, match=r"^token_temperature=.*: expected a number from 1e-06 to 100$"
+    ):
+        check(loop.LoopSettings(token_temperature=value))

@@ -140,11 +140,11 @@ def test_probabilities_are_the_paper_s():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(InputError, match="unknown strategy 'loop': expected one of rescale, cap"):
+    with pytest.raises(InputError, match="remask=loop: expected one of rescale, cap"):
         ReMdm(remask="loop")
-    with pytest.raises(InputError, match="unknown window 'on': expected one of switch, loop"):
+    with pytest.raises(InputError, match="window=on: expected one of switch, loop"):
         ReMdm(window="on")
-    with pytest.raises(InputError, match="unknown schedule 'sine'"):
+    with pytest.raises(InputError, match="schedule=sine: expected one of cosine"):
         ReMdm(schedule="sine")
 
 

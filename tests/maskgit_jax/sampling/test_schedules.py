@@ -34,5 +34,5 @@ def test_falls_from_all_to_almost_none(name):
 
 
 def test_unknown_name_is_one_line():
-    with pytest.raises(InputError, match=r"^unknown schedule 'cosin': expected one of cosine, "):
-        check_schedule("cosin")
+    with pytest.raises(InputError, match=r"^schedule=cosin: expected one of cosine, "):
+        mask_ratio("cosin", 0.5, 16)
