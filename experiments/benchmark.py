@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --model=imagenet256 --random_weights --batch_size=2
 
-Each variant (`ours`, and `plain`, see `benchmark_plain`) runs in a fresh process, and so does the
+Each variant (`ours`, and `plain`, see `benchmarks.plain`) runs in a fresh process, and so does the
 measurement of the machine's matrix products; they take turns, so what else the machine does hits
 all alike. Figures are medians of --repeats turns, ratios those of neighbours in time. Compilation
 is what JAX reports of it in the first call. Peak memory is what a run takes above what was held
@@ -16,6 +16,7 @@ Writes `benchmark.json` (all figures) and `benchmark.md` (the tables), after eac
 docs/performance.md has results and says how to read them.
 """
 
+import contextlib
 import multiprocessing
 from typing import Any
 
@@ -24,9 +25,16 @@ from tqdm import tqdm
 
 from experiments.app import cli, guidance_flags
 from experiments.app.files import to_json
-from experiments.benchmarks.cost import VARIANTS, sketches_table, step_table
-from experiments.benchmarks.plain import ABSENT
-from experiments.benchmarks.tables import Measured, case_table, cases_table, summary
+from experiments.benchmarks.cost import VARIANTS
+from experiments.benchmarks.plain import PlainMaskSketch
+from experiments.benchmarks.tables import (
+    Measured,
+    case_table,
+    cases_table,
+    sketches_table,
+    step_table,
+    summary,
+)
 from experiments.benchmarks.worker import RATE, TASKS, Job, serve
 from maskgit_jax.checkpoints import download
 from maskgit_jax.errors import InputError
@@ -91,43 +99,31 @@ def _case(model: str, batch: int) -> tuple[dict[str, Any], Job]:
     flags.FLAGS.model = model  # the flags' defaults depend on it
     config = model_config(model)
     guided = guidance_flags.read(config)
-    for name, value in ABSENT.items():
-        if "plain" in _VARIANTS.value and getattr(guided.settings, name) != value:
-            raise InputError(f"--{name}: the plain variant has none; give --variants=ours")
     if guided.choices.num_proposals != 1:
         raise InputError("--num_proposals: the benchmark knows the published rule, with one")
     if _TASK.value == "decode" and guided.num_steps < 4:
         raise InputError(f"--num_steps={guided.num_steps}: expected 4 or more, some to warm up")
-    job = Job(
-        role=RATE,
-        task=_TASK.value,
-        model=model,
-        random_weights=_RANDOM_WEIGHTS.value,
-        dtype=flags.FLAGS.dtype,
-        batch=batch,
-        settings=guided.settings,
-        num_steps=guided.num_steps,
-        choices=guided.choices._asdict(),
-    )
-    case = {
-        "task": job.task,
+    if "plain" in _VARIANTS.value:
+        PlainMaskSketch(config.transformer, guided.settings, guided.choices.divergence)
+    described = {
+        "task": _TASK.value,
         "model": model,
-        "random_weights": job.random_weights,
-        "dtype": job.dtype,
+        "random_weights": _RANDOM_WEIGHTS.value,
+        "dtype": flags.FLAGS.dtype,
         "batch": batch,
-        "num_steps": job.num_steps,
-        "full_steps": config.presets["masksketch"]["num_steps"],
-        "repeats": _REPEATS.value,
-        "settings": guided.record,
+        "num_steps": guided.num_steps,
     }
-    return case, job
+    job = Job(RATE, settings=guided.settings, choices=guided.choices._asdict(), **described)
+    full_steps = config.presets["masksketch"]["num_steps"]
+    more = {"full_steps": full_steps, "repeats": _REPEATS.value, "settings": guided.record}
+    return described | more, job
 
 
 def _measured_case(case: dict[str, Any], job: Job) -> dict[str, Any]:
     jobs = [job._replace(role=role) for role in (RATE, *_VARIANTS.value)]
-    # Each variant: load, first draw, check.
-    total = _REPEATS.value * len(jobs) + 3 * len(_VARIANTS.value) + 1
     title = f"{case['model']}, batch {case['batch']}"
+    # Each process: machine, first draw, check.
+    total = (_REPEATS.value + 3) * len(jobs)
     with tqdm(total=total, desc=title, unit="question", mininterval=0) as bar:
         machine, measured = _measure(jobs, bar)
     config = model_config(job.model).transformer
@@ -137,48 +133,39 @@ def _measured_case(case: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def _measure(jobs: list[Job], bar: tqdm) -> tuple[dict[str, Any], Measured]:
     """The machine, and each role's answers."""
-    waiting, measured, machine = list(jobs), {}, None
-    while waiting:
-        group = [_Process(waiting.pop(0), bar)]
-        try:
-            found = group[0].ask("hello")
+    measured, machine = {}, None
+    while jobs:
+        with contextlib.ExitStack() as stack:
+            group = [stack.enter_context(_Process(jobs.pop(0), bar))]
+            found = group[0].ask("machine")
             machine = machine or found
             # A TPU serves one process at a time: no turns there.
             if found is not None and found["platform"] != "tpu":
-                group += [_Process(job, bar) for job in waiting]
-                waiting = []
+                group += [stack.enter_context(_Process(job, bar)) for job in jobs]
+                jobs = []
+                for process in group[1:]:
+                    process.ask("machine")
             measured |= _take_turns(group)
-        finally:
-            for process in group:
-                process.close()
     if machine is None:
         raise InputError(f"nothing could be measured: {measured[RATE]['error']}")
     return machine, measured
 
 
 def _take_turns(group: list["_Process"]) -> Measured:
-    measured: Measured = {}
-    variants = [process for process in group if process.role != RATE]
-    for process in variants:
-        process.ask("hello")
-    for process in variants:
-        measured[process.role] = {"first": process.ask("draw", 0)}
-    draws: dict[str, list[Any]] = {process.role: [] for process in group}
+    answers = {process: {"first": process.ask("draw", 0), "draws": []} for process in group}
     for turn in range(_REPEATS.value):
         for process in group:
-            draws[process.role].append(process.ask("draw", turn))
+            answers[process]["draws"].append(process.ask("draw", turn))
     for process in group:
-        answers = measured.setdefault(process.role, {})
-        answers["draws"] = draws[process.role]
-        if process in variants:
-            answers["check"] = process.ask("check")
-        if process.error is not None:
-            measured[process.role] = {"error": process.error}
-    return measured
+        answers[process]["check"] = process.ask("check")
+    return {
+        process.role: found if process.error is None else {"error": process.error}
+        for process, found in answers.items()
+    }
 
 
-class _Process:
-    """A `benchmark_worker` in a fresh process; after an error it answers None."""
+class _Process(contextlib.AbstractContextManager):
+    """A `benchmarks.worker` in a fresh process; after an error it answers None."""
 
     def __init__(self, job: Job, bar: tqdm):
         context = multiprocessing.get_context("spawn")
@@ -189,11 +176,7 @@ class _Process:
         theirs.close()
 
     def ask(self, *question: Any) -> Any:
-        """The answer to a question.
-
-        Raises:
-          InputError: as the process says.
-        """
+        """The answer to a question; raises the process's `InputError`."""
         if self.error is not None:
             return None
         self._bar.set_postfix_str(f"{self.role}: {question[0]}")
@@ -208,8 +191,7 @@ class _Process:
         self.error = error
         return answer
 
-    def close(self) -> None:
-        """Ends the process."""
+    def __exit__(self, *error) -> None:
         self._process.terminate()
         self._process.join()
 
