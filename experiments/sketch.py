@@ -6,62 +6,63 @@ Without arguments: a sample sketch and the demo model. Writes the pictures, `gri
 first) and `results.jsonl` (one line per picture); an earlier run's in the same folder are replaced.
 """
 
+import dataclasses
 import time
 from importlib.resources import files
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments.app import cli, guidance_flags
+from experiments.app import cli
 from experiments.app.batches import Batch, make_batches
+from experiments.app.flag_groups import GuidanceFlags, Guided, read_guidance
 from experiments.app.sample_folder import check_not_replaced, write_samples
 from guidance import masksketch
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image, to_float, to_uint8
+from maskgit_jax.knobs import knob
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 
 _SAMPLE_SKETCH = Path(str(files("experiments"))) / "sketches" / "house.png"
 _SAMPLE_LABEL = "house"
-_MOST_SAMPLES = 10_000
-
-# --help lists them too.
-flags.adopt_module_key_flags(guidance_flags)
-
-_SKETCH = flags.DEFINE_string("sketch", None, "Picture file; a sample sketch when not given.")
-_LABEL = flags.DEFINE_string("label", None, "Class of the pictures: a name or a number.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "Pictures to make.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out", "Folder for the results.")
-_FIT = flags.DEFINE_enum("fit", "pad", ["pad", "crop"], "How a sketch that is not square fits.")
 
 
-def main() -> None:
-    """Makes pictures as the flags say."""
-    if not 1 <= _NUM_SAMPLES.value <= _MOST_SAMPLES:
-        raise InputError(f"--num_samples={_NUM_SAMPLES.value}: expected 1 to {_MOST_SAMPLES}")
-    sketch_path, label_text = _SKETCH.value, _LABEL.value
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(GuidanceFlags):
+    """What is sketched, and where the pictures go."""
+
+    sketch: str | None = knob(None, "Picture file; a sample sketch when not given.", kind=Path)
+    label: str | None = knob(None, "Class of the pictures: a name or a number.")
+    num_samples: int = knob(8, "Pictures to make.", low=1, high=10_000)
+    output_dir: str = knob("out", "Folder for the results.", kind=Path)
+    fit: str = knob("pad", "How a sketch that is not square fits.", choices=("pad", "crop"))
+
+
+def main(flags: Flags) -> None:
+    """Samples pictures that follow a sketch."""
+    sketch_path, label_text = flags.sketch, flags.label
     if sketch_path is None:
         sketch_path, label_text = str(_SAMPLE_SKETCH), label_text or _SAMPLE_LABEL
     elif label_text is None:
         raise InputError("--sketch without --label: say what it shows, such as --label=house")
     image = read_image(sketch_path)
     # All that can be wrong is looked at before anything large is fetched or made.
-    config = model_config(flags.FLAGS.model)
+    config = model_config(flags.model)
     label = find_label(label_text, config.class_names)
-    guided = guidance_flags.read(config)
-    model = load_model(flags.FLAGS.model, dtype=flags.FLAGS.dtype)
-    output_dir = cli.output_folder(_OUTPUT_DIR)
+    guided = read_guidance(flags, config)
+    model = load_model(flags.model, dtype=flags.dtype)
+    output_dir = cli.output_folder(flags.output_dir)
     check_not_replaced("sketch", sketch_path, output_dir)
 
-    sketch = fit_image(image, config.tokenizer.image_size, mode=_FIT.value)
+    sketch = fit_image(image, config.tokenizer.image_size, mode=flags.fit)
     ids = model.encode(jnp.asarray(to_float(sketch))[None])
     tokens = with_class_token(config, jnp.array([label]), ids)
     pictures, lines = [], []
-    batches = make_batches(_NUM_SAMPLES.value, flags.FLAGS.batch_size)
+    batches = make_batches(flags.num_samples, flags.batch_size)
     with tqdm(total=len(batches) * guided.num_steps, desc="compiling", unit="step") as bar:
         for batch in batches:
             start = time.perf_counter()
@@ -79,7 +80,7 @@ def main() -> None:
                         "sketch": str(sketch_path),
                         "label": label,
                         "class_name": config.class_names[label],
-                        "fit": _FIT.value,
+                        "fit": flags.fit,
                         **guided.record,
                     }
                 )
@@ -93,7 +94,7 @@ def main() -> None:
 def _sample(
     model: Model,
     tokens: Int[Array, "1 S"],
-    guided: guidance_flags.GuidanceFlags,
+    guided: Guided,
     batch: Batch,
     bar: tqdm,
 ) -> tuple[list[UInt8[np.ndarray, "H W 3"]], Float[np.ndarray, "b"]]:
@@ -112,7 +113,7 @@ def _sample(
         num_steps=guided.num_steps,
         seed=guided.record["seed"],
         indices=jnp.asarray(batch.rows),
-        **guided.choices._asdict(),
+        **guided.options._asdict(),
         progress=progress,
     )
     # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
@@ -121,4 +122,4 @@ def _sample(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

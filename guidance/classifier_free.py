@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from maskgit_jax.knobs import KNOBS
+from maskgit_jax.knobs import knob
 from maskgit_jax.model import Model
 from maskgit_jax.networks.stacked import code_logits
 from maskgit_jax.networks.transformer import Transformer
@@ -17,8 +17,17 @@ from maskgit_jax.sampling.loop import Predict, Step
 
 SCHEDULES = {"constant": 0.0, "rising": 1.0}
 """How guidance goes over the steps, and the power of `guidance_share` if none is chosen."""
-POWERS = KNOBS["masksketch"]["guidance_power"][:2]
-"""Its least and its most."""
+
+
+def guidance_power_knob() -> Any:
+    """The field `guidance_power` of a method's settings, p of `guidance_share`."""
+    return knob(
+        0.0,
+        "Of rising guidance: the greater, the later it sets in; 0 is constant.",
+        low=0.0,
+        high=100.0,
+    )
+
 
 _OTHER_CLASS = 3  # folded into a sample's key; samplers have 0 to 2
 
@@ -101,7 +110,7 @@ def sample(
       tokens: as for `batched.sample`.
       guidance_scale: s ≥ 0, one for all or each sample's own. Where all are 0, the other class's
         logits are not computed; a sample of scale 0 is the same in either case.
-      power: of `guidance_share`, within `POWERS`, likewise.
+      power: of `guidance_share`, ≥ 0, likewise.
       num_steps: T.
       seed: with the index, all that a sample's randomness depends on, the other class included.
       indices: the samples' numbers.

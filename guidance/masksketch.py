@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from guidance.classifier_free import classifier_free_predict, other_class_token
 from guidance.structure import (
+    DIVERGENCES,
+    KERNELS,
     StructureSettings,
     Target,
     TracedSettings,
-    check_divergence,
     check_kernel,
     hide_start,
     least_distance_draw,
@@ -25,12 +26,20 @@ from guidance.structure import (
 )
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import check, knob
 from maskgit_jax.model import Model
 from maskgit_jax.networks.stacked import attention_inputs
 from maskgit_jax.networks.transformer import Transformer
-from maskgit_jax.sampling import schedules
 from maskgit_jax.sampling.batched import decode_batch
-from maskgit_jax.sampling.loop import MASK_ID, DecodeState, RandomKey, Tokens, sample_key, tempered
+from maskgit_jax.sampling.loop import (
+    MASK_ID,
+    DecodeState,
+    RandomKey,
+    Tokens,
+    num_steps_knob,
+    sample_key,
+    tempered,
+)
 from maskgit_jax.sampling.maskgit import maskgit_predict
 
 
@@ -68,9 +77,9 @@ def make_guide(
 
     `paper_ids` are a blank picture's: where the sketch has the same, it is paper.
     """
-    weights = settings.layer_weights
+    weights = settings.knobs.layer_weights
     paper = sketch_tokens[1:] == paper_ids
-    token_weights = jnp.where(paper, settings.paper_weight, 1.0)
+    token_weights = jnp.where(paper, settings.knobs.paper_weight, 1.0)
     return Guide(
         target=Target(attention_inputs(transformer, params, sketch_tokens, len(weights)), weights),
         other_token=other_token,
@@ -105,7 +114,7 @@ def start(
     # One for each token; the class token's own is free for the other class.
     draws = jax.random.uniform(start_key, sketch_tokens.shape)
     other_token = other_class_token(draws[0], sketch_tokens[0], transformer)
-    start_tokens = hide_start(sketch_tokens, region, settings.max_mask_rate, draws)
+    start_tokens = hide_start(sketch_tokens, region, settings.knobs.max_mask_rate, draws)
     guide = make_guide(
         transformer, params, sketch_tokens, start_tokens, region, other_token, paper_ids, settings
     )
@@ -118,23 +127,42 @@ def no_distances(tokens: Tokens) -> tuple[Float[Array, "S"]]:
 
 
 @dataclasses.dataclass(frozen=True)
+class SketchPlan:
+    """The knobs that are neither traced nor compiled for.
+
+    Attributes:
+      num_steps: T.
+      layers: a text for `knobs.read_layers`.
+    """
+
+    num_steps: int = num_steps_knob(500)
+    layers: str = knob(
+        "all", "Layers whose attention is compared: all, early or late (halves), or 1,3,16."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class MaskSketch:
     """MaskSketch's method; see `batched.Method`.
 
     Attributes:
-      divergence: one of `structure.DIVERGENCES`.
+      divergence: one of `structure.DIVERGENCES`; "cross_entropy" is the released code's.
+      num_proposals: samples drawn in each step, see `structure.least_distance_draw`.
+      kernel: one of `structure.KERNELS`.
       schedule: how the mask rate falls, one of `schedules.SCHEDULE_NAMES`.
       guided: false where no sample of the batch has classifier-free guidance: the other class's
         logits are not computed.
-      num_proposals: samples drawn in each step, see `structure.least_distance_draw`.
-      kernel: one of `structure.KERNELS`.
     """
 
-    divergence: str = "jeffreys"
+    divergence: str = knob("jeffreys", "How attention is compared.", choices=DIVERGENCES)
+    num_proposals: int = knob(
+        1, "Samples drawn in each step; the nearest ids are kept.", low=1, high=10**6
+    )
+    kernel: str = knob(
+        "jnp", "fused: JAX's fused attention on TPU and GPU; experimental.", choices=KERNELS
+    )
     schedule: str = "linear"
     guided: bool = True
-    num_proposals: int = 1
-    kernel: str = "jnp"
 
     def __call__(
         self,
@@ -163,11 +191,11 @@ class MaskSketch:
                 transformer,
                 params,
                 guide.other_token,
-                guide.settings.guidance_scale,
-                guide.settings.guidance_power,
+                guide.settings.knobs.guidance_scale,
+                guide.settings.knobs.guidance_power,
                 num_steps,
             )
-        predict = tempered(predict, guide.settings.token_temperature)
+        predict = tempered(predict, guide.settings.knobs.token_temperature)
         remask = structure_remask(
             distance,
             guide.num_hidden,
@@ -233,16 +261,19 @@ def sample(
       InputError: a setting out of its range, no steps, more layer weights than layers, a kernel
         that does not have the divergence.
     """
-    check_divergence(divergence)
+    method = MaskSketch(
+        divergence=divergence,
+        num_proposals=num_proposals,
+        kernel=kernel,
+        schedule=schedule,
+        guided=guided or bool(np.any(settings.guidance_scale)),
+    )
+    check(method)
+    check(SketchPlan(num_steps=num_steps))
     check_kernel(kernel, divergence)
-    schedules.check_schedule(schedule)
     layers, weights = model.config.transformer.num_layers, np.shape(settings.layer_weights)[-1]
     if weights > layers:
         raise InputError(f"{weights} layer weights: the model has {layers} layers")
-    if num_steps < 1:
-        raise InputError(f"num_steps is {num_steps}: expected 1 or more")
-    if num_proposals < 1:
-        raise InputError(f"num_proposals is {num_proposals}: expected 1 or more")
     if progress is not None:
         progress(0)
     used_layers, guide, state = begin(
@@ -250,13 +281,7 @@ def sample(
     )
     state = decode_batch(
         model,
-        MaskSketch(
-            divergence=divergence,
-            schedule=schedule,
-            guided=guided or bool(np.any(settings.guidance_scale)),
-            num_proposals=num_proposals,
-            kernel=kernel,
-        ),
+        method,
         used_layers,
         guide,
         state,
@@ -325,12 +350,15 @@ def _paper_ids(model: Model) -> Int[Array, "N"]:
 def _per_sample(settings: StructureSettings, batch: int) -> TracedSettings:
     """Gives every setting a leading axis of samples."""
 
-    def spread(name: str, value: Float[Array, "..."]) -> Float[np.ndarray, "B *_"]:
-        own_axes = 1 if name == "layer_weights" else 0
+    ready = traced(settings)
+    weights = ready.knobs.layer_weights
+
+    def spread(value: Float[Array, "..."]) -> Float[np.ndarray, "B *_"]:
+        own_axes = 1 if value is weights else 0
         value = np.asarray(value)
         return value if value.ndim > own_axes else np.broadcast_to(value, (batch, *value.shape))
 
-    return TracedSettings(*map(spread, TracedSettings._fields, traced(settings)))
+    return jax.tree.map(spread, ready)
 
 
 @functools.partial(jax.jit, static_argnums=0)

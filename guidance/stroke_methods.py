@@ -21,7 +21,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from maskgit_jax.devices import spread_over_devices
+from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import check, knob
 from maskgit_jax.model import Model
 from maskgit_jax.networks.stacked import code_logits
 from maskgit_jax.networks.transformer import Transformer
@@ -33,7 +35,6 @@ from maskgit_jax.sampling.loop import (
     RandomKey,
     Remask,
     Tokens,
-    check_token_temperature,
     tempered,
 )
 from maskgit_jax.sampling.maskgit import maskgit_predict, maskgit_remask
@@ -284,6 +285,17 @@ class ContextGuidance:
         return rank(step, ids, sampled, logits, jax.random.split(key)[0])[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class StrokeSettings(EditSettings):
+    """The knobs of sampling led by a stroke.
+
+    Attributes:
+      confidence: how far the stroke is trusted; of self-guidance and `tilt`.
+    """
+
+    confidence: Any = knob(0.7, "How far the stroke is followed.", low=0.0, high=1.0)
+
+
 def sample(
     model: Model,
     tokens: Int[Array, "B S"],
@@ -321,9 +333,14 @@ def sample(
       InputError: unknown method, confidence or token temperature out of its range, no step to run,
         or an energy that is missing, not finite or of another codebook's size.
     """
-    if not np.all((np.asarray(confidence) >= 0) & (np.asarray(confidence) <= 1)):
-        raise InputError(f"confidence is {confidence}: expected 0 to 1")
-    check_token_temperature(token_temperature)
+    check(
+        StrokeSettings(
+            num_steps=num_steps,
+            temperature=temperature,
+            token_temperature=token_temperature,
+            confidence=confidence,
+        )
+    )
     if not 0 <= first_step < num_steps:
         raise InputError(f"first_step is {first_step} of {num_steps}: expected 0 to num_steps - 1")
     shared = _shared(model, method, energy)

@@ -3,6 +3,7 @@
 MaskSketch (arXiv:2302.05496), sections 3.2 and 3.3.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from guidance.classifier_free import guidance_power_knob
 from guidance.divergence import attend_and_compare
 from guidance.fused import attend_and_compare_fused
 from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import KNOBS, check_layers
+from maskgit_jax.knobs import check, check_layers, knob
 from maskgit_jax.networks.stacked import AttentionInputs, sum_over_layers
 from maskgit_jax.networks.transformer import Transformer, softmax_attention
 from maskgit_jax.sampling import schedules
@@ -26,21 +28,16 @@ from maskgit_jax.sampling.loop import (
     Tokens,
     draw_each,
     mark_lowest,
+    token_temperature_knob,
 )
 
-DIVERGENCES = KNOBS["masksketch"]["divergence"]
+DIVERGENCES = ("jeffreys", "cross_entropy")
 """How rows of attention maps are compared: the paper's way, and the released code's, which is the
 Jeffreys divergence and both rows' entropies and so also punishes diffuse attention."""
 
 KERNELS = ("jnp", "fused")
-"""What computes a compared layer's attention and divergence: `streaming`, or `fused`, the fused
+"""What computes a compared layer's attention and divergence: `divergence`, or `fused`, the fused
 attention that comes with JAX for TPUs and GPUs (experimental: it has not run on one yet)."""
-
-
-def check_divergence(name: str) -> None:
-    """Raises InputError for a name that is none of `DIVERGENCES`."""
-    if name not in DIVERGENCES:
-        raise InputError(f"unknown divergence {name!r}: expected one of {', '.join(DIVERGENCES)}")
 
 
 def check_kernel(name: str, divergence: str) -> None:
@@ -149,37 +146,42 @@ def structure_distance(
     return sum_over_layers(transformer, params, ids, attend, inputs, len(used_layers))
 
 
-class StructureSettings(NamedTuple):
-    """The knobs of structure-guided decoding; all become traced values (`traced`).
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StructureSettings:
+    """The knobs of structure-guided sampling; all become traced values (`traced`).
 
     Numbers, or arrays with a leading axis where samples differ. The defaults are the released
     ones, for 500 to 1000 steps.
 
     Attributes:
       layer_weights: weight of each layer's distance, ≥ 0, from layer 0 up; see `layer_weights`.
-      lambda_s: share of the hidden ids chosen by structure, in [0, 1]; the rest by confidence.
-        1 is all structure, 0 all realism.
-      guidance_scale: of classifier-free guidance, ≥ 0.
-      max_mask_rate: share of ids hidden at the start, in (0, 1].
-      min_mask_rate: share that the fall ends at, in [0, max_mask_rate].
+      lambda_s: share of the masked ids chosen by structure; 1 is all structure, 0 all realism.
+      guidance_scale: of classifier-free guidance.
+      max_mask_rate: share of ids masked at the start, above 0.
+      min_mask_rate: share that the fall ends at, up to max_mask_rate.
       structure_temperature: of the Gumbel noise on the structure scores, rescaled to [0, 1].
       confidence_temperature: of the Gumbel noise on the confidences, rescaled to [0, 1].
-      paper_weight: weight in [0, 1] of the distance of tokens where the sketch is blank paper.
-        1 is the published rule; lower lets backgrounds differ from paper.
+      paper_weight: weight of the distance of tokens where the sketch is blank paper. 1 is the
+        published rule; lower lets backgrounds differ from paper.
       token_temperature: τ of `loop.tempered`.
       guidance_power: p of `classifier_free.guidance_share`; 0 is constant guidance.
     """
 
     layer_weights: Any
-    lambda_s: Any = 0.9
-    guidance_scale: Any = 0.6
-    max_mask_rate: Any = 0.95
-    min_mask_rate: Any = 0.35
-    structure_temperature: Any = 0.0
-    confidence_temperature: Any = 0.0
-    paper_weight: Any = 1.0
-    token_temperature: Any = 1.0
-    guidance_power: Any = 0.0
+    lambda_s: Any = knob(0.9, "Share of structure; the rest is realism.", low=0.0, high=1.0)
+    guidance_scale: Any = knob(0.6, "Classifier-free guidance, 0 for none.", low=0.0, high=1e6)
+    max_mask_rate: Any = knob(0.95, "Share of ids masked at the start.", low=0.0, high=1.0)
+    min_mask_rate: Any = knob(0.35, "Share that the fall ends at.", low=0.0, high=1.0)
+    structure_temperature: Any = knob(
+        0.0, "Noise on which ids stray from the sketch.", low=0.0, high=1e6
+    )
+    confidence_temperature: Any = knob(0.0, "Noise on which ids are unsure.", low=0.0, high=1e6)
+    paper_weight: Any = knob(
+        1.0, "Weight of the distance where the sketch is blank.", low=0.0, high=1.0
+    )
+    token_temperature: Any = token_temperature_knob()
+    guidance_power: Any = guidance_power_knob()
 
 
 class TracedSettings(NamedTuple):
@@ -189,32 +191,14 @@ class TracedSettings(NamedTuple):
     1 - 0.28 is just under 0.72, and 0.72 · 75 would count 53 instead of 54.
 
     Attributes:
-      layer_weights: as given.
-      structure_share: λ_s.
+      knobs: the settings.
       realism_share: 1 − λ_s.
-      guidance_scale: as given.
-      max_mask_rate: as given.
-      min_mask_rate: as given.
       mask_rate_span: highest minus lowest mask rate.
-      structure_temperature: as given.
-      confidence_temperature: as given.
-      paper_weight: as given.
-      token_temperature: as given.
-      guidance_power: as given.
     """
 
-    layer_weights: Float[Array, "*b L"]
-    structure_share: Float[Array, "*b"]
+    knobs: StructureSettings
     realism_share: Float[Array, "*b"]
-    guidance_scale: Float[Array, "*b"]
-    max_mask_rate: Float[Array, "*b"]
-    min_mask_rate: Float[Array, "*b"]
     mask_rate_span: Float[Array, "*b"]
-    structure_temperature: Float[Array, "*b"]
-    confidence_temperature: Float[Array, "*b"]
-    paper_weight: Float[Array, "*b"]
-    token_temperature: Float[Array, "*b"]
-    guidance_power: Float[Array, "*b"]
 
 
 def traced(settings: StructureSettings) -> TracedSettings:
@@ -224,34 +208,23 @@ def traced(settings: StructureSettings) -> TracedSettings:
       InputError: a setting is no number or out of its range.
     """
     check_settings(settings)
-    given = StructureSettings(*(np.asarray(value, np.float64) for value in settings))
+    exact = jax.tree.map(lambda value: np.asarray(value, np.float64), settings)
     values = TracedSettings(
-        layer_weights=given.layer_weights,
-        structure_share=given.lambda_s,
-        realism_share=1 - given.lambda_s,
-        guidance_scale=given.guidance_scale,
-        max_mask_rate=given.max_mask_rate,
-        min_mask_rate=given.min_mask_rate,
-        mask_rate_span=given.max_mask_rate - given.min_mask_rate,
-        structure_temperature=given.structure_temperature,
-        confidence_temperature=given.confidence_temperature,
-        paper_weight=given.paper_weight,
-        token_temperature=given.token_temperature,
-        guidance_power=given.guidance_power,
+        knobs=exact,
+        realism_share=1 - exact.lambda_s,
+        mask_rate_span=exact.max_mask_rate - exact.min_mask_rate,
     )
-    return TracedSettings(*(jnp.asarray(value.astype(np.float32)) for value in values))
+    return jax.tree.map(lambda value: jnp.asarray(value.astype(np.float32)), values)
 
 
 def check_settings(settings: StructureSettings) -> None:
-    """Raises InputError unless every setting is a number in its range."""
-    for name, given in settings._asdict().items():
-        low, high = (0.0, 1e6) if name == "layer_weights" else KNOBS["masksketch"][name][:2]
-        value = np.asarray(given)
-        # A NaN is in no range.
-        if not np.all((value >= low) & (value <= high)):
-            raise InputError(f"{name} is {value}: expected a number from {low:g} to {high:g}")
-    if not np.all(np.sum(settings.layer_weights, axis=-1) > 0):
-        raise InputError("layer_weights are all 0: give one layer at least a weight")
+    """Raises InputError unless every setting is a number in its range, and they fit together."""
+    check(settings)
+    weights = np.asarray(settings.layer_weights)
+    if not np.all((weights >= 0) & (weights <= 1e6)) or not np.all(np.sum(weights, axis=-1) > 0):
+        raise InputError(
+            f"layer_weights are {weights}: expected numbers from 0 to 1e+06, one at least above 0"
+        )
     highest, lowest = np.asarray(settings.max_mask_rate), np.asarray(settings.min_mask_rate)
     if np.any(lowest > highest) or np.any(highest == 0):
         raise InputError(
@@ -286,12 +259,14 @@ def structure_remask(
       schedule: how the rate falls, one of `schedules.SCHEDULE_NAMES`.
     """
 
+    knobs = settings.knobs
+
     def choose(step, sampled, distances, logits, key):
         probabilities = jax.nn.softmax(logits)
         confidence = jnp.take_along_axis(probabilities, sampled[:, None], axis=-1)[:, 0]
 
         falling = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_hidden)
-        rate = settings.min_mask_rate + falling * settings.mask_rate_span
+        rate = knobs.min_mask_rate + falling * settings.mask_rate_span
         count = jnp.floor(num_hidden * rate)
 
         # The loop's key goes on as if nothing were drawn; its splits are what `fold_in` gives of 0
@@ -301,8 +276,8 @@ def structure_remask(
         regions = jnp.stack([region, region.at[0].set(False)])
         scores = jnp.stack([-token_weights * distances, confidence])
         scores = jax.vmap(_rescale)(scores, regions)
-        shares = jnp.stack([settings.structure_share, settings.realism_share])
-        temperatures = jnp.stack([settings.structure_temperature, settings.confidence_temperature])
+        shares = jnp.stack([knobs.lambda_s, settings.realism_share])
+        temperatures = jnp.stack([knobs.structure_temperature, knobs.confidence_temperature])
         scores += temperatures[:, None] * noise
         counts = jnp.floor(count * shares).astype(jnp.int32)
         # Scores are equal only at temperature 0, where the noise is free to break the ties.

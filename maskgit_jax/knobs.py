@@ -1,110 +1,182 @@
-"""Presets: the settings of each method that suit a model, as they stand in its `config.json`.
+"""Knobs: the settings of methods and commands, each declared once, in a frozen dataclass.
+
+    @dataclasses.dataclass(frozen=True)
+    class MaskGit:
+        temperature: Any = knob(4.5, "Noise of the confidence ranking.", low=0, high=1e6)
+
+From the declaration follow the command's flag, its line of --help and its range
+(`experiments/app/flags.py`), the check of values given in Python (`check`), and what a model's
+presets may say of it (`resolve`):
 
     "presets": {"maskgit": {"num_steps": 8, "schedule": "cosine", "temperature": 4.5}, …}
 
-What a command's flags leave open takes its value from there. What a `config.json` leaves out is
-filled in from a packaged model: of the released transformer's size from the ImageNet model's, of
-any other from the demo model's.
+Presets stand in a model's `config.json` and are what a command's flags mean that are not given.
+What a `config.json` leaves out is filled in from a packaged model: of the released transformer's
+size from the ImageNet model's, of any other from the demo model's.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from maskgit_jax.errors import InputError
-from maskgit_jax.sampling.schedules import SCHEDULE_NAMES
+
+SEEDS = {"low": 0, "high": 2**32 - 1}
+"""Range of random seeds."""
+
+_EXPECTED = {bool: "true or false", tuple: "words with commas between", Path: "a path"}
 
 
-class Numbers(NamedTuple):
-    """The numbers from `low` to `high`, or the whole ones among them."""
+class Knob(NamedTuple):
+    """What a setting may be, and what it does.
 
-    low: float
-    high: float
-    whole: bool = False
+    Attributes:
+      help: a sentence.
+      kind: int, float, str or bool; `tuple` for several texts; `Path` for the name of a file or
+        folder.
+      low: least number.
+      high: greatest number.
+      choices: the names that it may be.
+    """
 
+    help: str
+    kind: type
+    low: int | float | None = None
+    high: int | float | None = None
+    choices: tuple[str, ...] | None = None
 
-LAYERS = "layers"
-"""Kind of a knob that names layers, see `read_layers`."""
+    @property
+    def expected(self) -> str:
+        """Words for what is allowed."""
+        if self.choices is not None:
+            return f"one of {', '.join(self.choices)}"
+        if self.kind not in (int, float):
+            return _EXPECTED.get(self.kind, "text")
+        whole = "a whole number" if self.kind is int else "a number"
+        if self.low is None or self.high is None:
+            return whole if self.low is None else f"{whole}, {self.low:g} or more"
+        high = str(self.high) if self.kind is int else f"{self.high:g}"
+        return f"{whole} from {self.low:g} to {high}"
 
-Kind = Numbers | tuple[str, ...] | str
-"""What a knob may be: a number, one of several names, or `LAYERS`."""
+    def allows(self, value: Any) -> bool:
+        """Whether a value, or all of an array, is allowed."""
+        if self.kind not in (int, float):
+            if isinstance(value, list):
+                value = tuple(value)
+            fits = bool(value) if self.kind is Path else isinstance(value, self.kind)
+            return fits and (self.choices is None or value in self.choices)
+        numbers = np.asarray(value)
+        if numbers.dtype.kind not in ("iu" if self.kind is int else "iuf"):
+            return False
+        low = -np.inf if self.low is None else self.low
+        high = np.inf if self.high is None else self.high
+        return bool(np.all((numbers >= low) & (numbers <= high)))  # a NaN is in no range
 
-_STEPS = Numbers(1, 10**6, whole=True)
-_SHARE = Numbers(0.0, 1.0)
-_FACTOR = Numbers(0.0, 1e6)
-_TOKEN_TEMPERATURE = Numbers(1e-6, 100.0)  # below, logits over it could overflow
-_EDIT: dict[str, Kind] = {
-    "num_steps": _STEPS,
-    "temperature": _FACTOR,
-    "token_temperature": _TOKEN_TEMPERATURE,
-}
-_SAMPLER: dict[str, Kind] = {
-    "num_steps": _STEPS,
-    "schedule": SCHEDULE_NAMES,
-    "token_temperature": _TOKEN_TEMPERATURE,
-}
-
-KNOBS: dict[str, dict[str, Kind]] = {
-    "masksketch": {
-        "num_steps": _STEPS,
-        "layers": LAYERS,
-        "lambda_s": _SHARE,
-        "guidance_scale": _FACTOR,
-        "max_mask_rate": _SHARE,
-        "min_mask_rate": _SHARE,
-        "structure_temperature": _FACTOR,
-        "confidence_temperature": _FACTOR,
-        "paper_weight": _SHARE,
-        "token_temperature": _TOKEN_TEMPERATURE,
-        "guidance_power": Numbers(0.0, 100.0),
-        "divergence": ("jeffreys", "cross_entropy"),
-        "num_proposals": _STEPS,
-    },
-    # What the fast sampler has in place of "masksketch"'s.
-    "masksketch_fast": {
-        "num_steps": _STEPS,
-        "max_mask_rate": _SHARE,
-        "min_mask_rate": _SHARE,
-        "num_proposals": _STEPS,
-    },
-    "maskgit": _SAMPLER | {"temperature": _FACTOR},
-    "halton": _SAMPLER | {"sharpness": _FACTOR},
-    "remdm": _SAMPLER
-    | {
-        "remask": ("rescale", "cap", "confidence", "conf"),
-        "eta": _SHARE,
-        "window": ("switch", "loop"),
-        "t_on": _SHARE,
-        "t_off": _SHARE,
-        "alpha_on": Numbers(0.0, 0.999),
-    },
-    "edit": _EDIT,
-    "stroke": _EDIT | {"confidence": _SHARE},
-}
-"""The knobs of each method and what they may be."""
-
-Presets = dict[str, dict[str, Any]]
-"""By method, a value for each of its `KNOBS`."""
-
-_PACKAGE = files("maskgit_jax")
-_RELEASED_SIZE = (24, 768)  # layers, width
+    def check(self, name: str, value: Any) -> None:
+        """Raises InputError, which begins with the `name`, for a value that is not allowed."""
+        if not self.allows(value):
+            raise InputError(f"{name}={value}: expected {self.expected}")
 
 
-def check_value(name: str, value: Any, kind: Numbers | tuple[str, ...]) -> None:
-    """Raises InputError, which begins with the `name`, for a value that is none of its kind."""
-    if not isinstance(kind, Numbers):
-        if value not in kind:
-            raise InputError(f"{name}={value}: expected one of {', '.join(kind)}")
-        return
-    fits = type(value) is int or (type(value) is float and not kind.whole)
-    if not fits or not kind.low <= value <= kind.high:  # a NaN is in no range
-        whole = "a whole number from " if kind.whole else ""
-        raise InputError(f"{name}={value}: expected {whole}{kind.low:g} to {kind.high:g}")
+def knob(
+    default: Any,
+    help: str,
+    *,
+    low: int | float | None = None,
+    high: int | float | None = None,
+    choices: Sequence[str] | None = None,
+    kind: type | None = None,
+    static: bool = False,
+) -> Any:
+    """A field of a frozen dataclass that is a knob.
+
+    Args:
+      default: its value; None where something else decides it, such as a model's presets.
+      help: a sentence.
+      low: least number.
+      high: greatest number.
+      choices: the names that it may be.
+      kind: as in `Knob`; the default's where that is not None.
+      static: of a dataclass that JAX traces: what is compiled for.
+    """
+    if kind is None:
+        kind = str if default is None else type(default)
+    declared = Knob(help, kind, low, high, None if choices is None else tuple(choices))
+    return dataclasses.field(default=default, metadata={"knob": declared, "static": static})
 
 
-def read_layers(text: str, num_layers: int, name: str = LAYERS) -> list[int]:
+def knobs_of(*classes: type) -> dict[str, Knob]:
+    """The knobs that dataclasses declare, by name."""
+    return {
+        field.name: field.metadata["knob"]
+        for cls in classes
+        for field in dataclasses.fields(cls)
+        if "knob" in field.metadata
+    }
+
+
+def optional(*classes: type, leave: Sequence[str] = ()) -> list[tuple[str, Any, Any]]:
+    """The classes' knobs with None in place of their defaults, for `dataclasses.make_dataclass`."""
+    return [
+        (name, Any, dataclasses.field(default=None, metadata={"knob": declared}))
+        for name, declared in knobs_of(*classes).items()
+        if name not in leave
+    ]
+
+
+def check(settings: Any, prefix: str = "") -> None:
+    """Raises InputError unless all knobs of a dataclass's instance have values they may have."""
+    for name, declared in knobs_of(type(settings)).items():
+        declared.check(f"{prefix}{name}", getattr(settings, name))
+
+
+def check_static(settings: Any) -> None:
+    """As `check`, of the knobs that are names: the others may be traced values."""
+    for name, declared in knobs_of(type(settings)).items():
+        if declared.choices is not None:
+            declared.check(name, getattr(settings, name))
+
+
+def resolve(
+    config: Any,
+    methods: str | Sequence[str],
+    *classes: type,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A method's settings for a model: given ones, else the model's presets, else the defaults.
+
+    Args:
+      config: the model's `ModelConfig`.
+      methods: whose presets count, the last of several most.
+      classes: declare the method's knobs.
+      given: by name; None counts as not given.
+
+    Raises:
+      InputError: a preset that is no knob of the method, or a value that is not allowed.
+    """
+    declared = knobs_of(*classes)
+    fields = {field.name: field for cls in classes for field in dataclasses.fields(cls)}
+    settings = {name: fields[name].default for name in declared}
+    methods = [methods] if isinstance(methods, str) else methods
+    sources = [(f"presets.{method}.", config.presets[method]) for method in methods]
+    for prefix, values in (*sources, ("--", given or {})):
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name not in declared:
+                raise InputError(f"no knob {prefix}{name}: expected {', '.join(declared)}")
+            declared[name].check(f"{prefix}{name}", value)
+            settings[name] = value
+    return settings
+
+
+def read_layers(text: str, num_layers: int, name: str = "layers") -> list[int]:
     """The layers that a text means: all, early or late (halves), or numbers with commas.
 
     Raises:
@@ -137,42 +209,31 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
         raise InputError(f"layers {list(layers)} name one twice")
 
 
+Presets = dict[str, dict[str, Any]]
+"""By method, values of knobs."""
+
+_RELEASED_SIZE = (24, 768)  # layers, width
+
+
 def complete_presets(
     given: Mapping[str, Mapping[str, Any]], num_layers: int, hidden_size: int, image_size: int
 ) -> Presets:
     """All presets of a model of a size: the given ones, the others filled in.
 
+    Values are checked where a method takes them (`resolve`).
+
     Raises:
-      InputError: a method or knob that does not exist, or a value that it cannot take.
+      InputError: a method that does not exist.
     """
-    for method, knobs in given.items():
-        if method not in KNOBS:
-            raise InputError(f"presets has no method {method!r}: expected {', '.join(KNOBS)}")
-        for knob, value in knobs.items():
-            name = f"presets.{method}.{knob}"
-            if knob not in KNOBS[method]:
-                raise InputError(f"no knob {name}: expected {', '.join(KNOBS[method])}")
-            if KNOBS[method][knob] != LAYERS:
-                check_value(name, value, KNOBS[method][knob])
-            elif isinstance(value, str):
-                read_layers(value, num_layers, name)
-            else:
-                raise InputError(f"{name}={value}: expected text, such as 'all' or '1,3,16'")
     packaged = _packaged("models/demo/config.json")
     if (num_layers, hidden_size) == _RELEASED_SIZE:
         packaged = _packaged(f"data/imagenet{256 if image_size <= 256 else 512}.json")
-    presets = {method: {**packaged[method], **given.get(method, {})} for method in KNOBS}
-    for method in ("masksketch", "masksketch_fast"):
-        rates = presets["masksketch"] | presets[method]
-        if not rates["min_mask_rate"] <= rates["max_mask_rate"] > 0:
-            raise InputError(
-                f"presets.{method}: mask rates fall from {rates['max_mask_rate']} to "
-                f"{rates['min_mask_rate']}: expected max_mask_rate above 0 and not below "
-                "min_mask_rate"
-            )
-    return presets
+    for method in given:
+        if method not in packaged:
+            raise InputError(f"presets has no method {method!r}: expected {', '.join(packaged)}")
+    return {method: {**knobs, **given.get(method, {})} for method, knobs in packaged.items()}
 
 
 @functools.cache
 def _packaged(file: str) -> Presets:
-    return json.loads((_PACKAGE / file).read_text(encoding="utf-8"))["presets"]
+    return json.loads((files("maskgit_jax") / file).read_text(encoding="utf-8"))["presets"]

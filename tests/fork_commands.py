@@ -39,7 +39,8 @@ def _run(folder: str, devices: int, name: str, module: str, *arguments: str) -> 
         os.dup2(os.open(f"{name}.{end}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
     os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     sys.argv = [module, *arguments]
-    cli.run(importlib.import_module(f"experiments.{module}").main)
+    command = importlib.import_module(f"experiments.{module}")
+    cli.run(command.main, command.Flags)
 
 
 def main() -> None:

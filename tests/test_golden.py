@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidance import maskgit_edit, masksketch, structure
-from maskgit_jax import decoding, schedules
-from maskgit_jax.inference import AttentionInputs, attention_inputs, code_logits
-from maskgit_jax.maskgit import maskgit_predict, maskgit_remask
+from guidance import masksketch, stroke_methods, structure
 from maskgit_jax.model import Model, load_model
-from maskgit_jax.remdm import ReMdm
+from maskgit_jax.networks.stacked import AttentionInputs, attention_inputs, code_logits
+from maskgit_jax.sampling import loop, schedules
+from maskgit_jax.sampling.maskgit import maskgit_predict, maskgit_remask
+from maskgit_jax.sampling.remdm import ReMdm
 from tests.conftest import released
 
 FOLDER = Path(os.environ.get("MASKGIT_GOLDEN", Path(__file__).parent / "golden"))
@@ -102,15 +102,15 @@ def test_maskgit_decoding(model, case):
     params = json.loads(str(golden[f"{case}/params"]))
     ids = jnp.asarray(golden[f"{case}/inputs"][0])
     remask = maskgit_remask(
-        jnp.sum(ids == decoding.MASK_ID),
+        jnp.sum(ids == loop.MASK_ID),
         num_steps=params["num_iter"],
         temperature=params["choice_temperature"],
         schedule=SCHEDULES[params["schedule"]],
     )
     predict = maskgit_predict(model.transformer, model.transformer_params)
-    step = jax.jit(lambda state, t: decoding.decode(predict, remask, state, t, t + 1))
+    step = jax.jit(lambda state, t: loop.decode(predict, remask, state, t, t + 1))
 
-    state = decoding.DecodeState(ids, ids, jax.random.PRNGKey(params["prng_key_seed"]))
+    state = loop.DecodeState(ids, ids, jax.random.PRNGKey(params["prng_key_seed"]))
     expected = golden[f"{case}/outputs"][0]
     for t in range(params["start_iter"], params["num_iter"]):
         state = step(state, t)
@@ -142,18 +142,18 @@ def test_remdm_posterior(case):
         remask=params["strategy"].removeprefix("remdm_").replace("mdlm", "rescale"),
         schedule={"uniform": "linear", "cosine": "cosine_alpha"}[params["schedule"]],
     )
-    to_fill = ids[0] == decoding.MASK_ID
+    to_fill = ids[0] == loop.MASK_ID
 
     @jax.jit
     def advance(step, ids, outputs, logits, doubts):
         chance = sampler.mask_probability(step, num_steps, ids, to_fill, doubts)
         found = jnp.where(
-            (ids == decoding.MASK_ID)[:, None],
+            (ids == loop.MASK_ID)[:, None],
             jax.nn.softmax(logits),
             jax.nn.one_hot(ids, codes),
         )
         found = jnp.concatenate([(1 - chance)[:, None] * found, chance[:, None]], axis=-1)
-        hide = outputs == decoding.MASK_ID
+        hide = outputs == loop.MASK_ID
         sampled = jnp.where(hide, 0, outputs)
         return found, sampler.remember(ids, sampled, hide, to_fill, logits, doubts)
 
@@ -166,7 +166,7 @@ def test_remdm_posterior(case):
         compared = to_fill
         if params["strategy"] == "mdlm":
             # What the file has of unmasked ids was not used: they stay.
-            compared = ids[t] == decoding.MASK_ID
+            compared = ids[t] == loop.MASK_ID
             np.testing.assert_array_equal(found[to_fill & ~compared, -1], 0)
         np.testing.assert_allclose(
             found[compared], posterior[t, compared], rtol=0, atol=1e-5, err_msg=f"step {t}"
@@ -225,8 +225,8 @@ def test_masksketch_decoding(model, case):
         used_layers = guide.target.layer_weights > 0
         predict, remask, draw = method(*modules, used_layers, guide, num_steps)
         memory = masksketch.no_distances(start)
-        state = decoding.DecodeState(start, start, key, memory)
-        return decoding.decode(predict, remask, state, 0, num_steps, draw)
+        state = loop.DecodeState(start, start, key, memory)
+        return loop.decode(predict, remask, state, 0, num_steps, draw)
 
     state = run(structure.traced(settings), jax.random.PRNGKey(params["prng_key_seed"]))
     np.testing.assert_array_equal(state.sampled, golden[f"{case}/outputs"][0])
@@ -234,8 +234,8 @@ def test_masksketch_decoding(model, case):
 
 def test_guided_logits(model):
     golden = read("transformer.npz")
-    hidden = golden["masked_tokens"] == decoding.MASK_ID
-    guide_ids = jnp.where(hidden, golden["tokens"], decoding.MASK_ID)
+    hidden = golden["masked_tokens"] == loop.MASK_ID
+    guide_ids = jnp.where(hidden, golden["tokens"], loop.MASK_ID)
     logits = jax.jit(functools.partial(code_logits, model.transformer))(
         model.transformer_params, golden["masked_tokens"], guide_ids
     )
@@ -245,11 +245,11 @@ def test_guided_logits(model):
 
 def test_edit_energy_and_reweighting(model):
     golden = read("decode_edit.npz")
-    energy = maskgit_edit.code_distance_energy(model.tokenizer_params["quantizer"]["codebook"])
+    energy = stroke_methods.code_distance_energy(model.tokenizer_params["quantizer"]["codebook"])
     close(energy, golden["l2_energy"])
     (key,) = (key for key in golden if key.startswith("reweight_l2_conf"))
     confidence = float(key.removeprefix("reweight_l2_conf"))
-    weights = maskgit_edit.reweighting(energy[golden["guidance_tokens"][0, 1:]], confidence)
+    weights = stroke_methods.reweighting(energy[golden["guidance_tokens"][0, 1:]], confidence)
     close(weights, golden[key][0, 1:])
     np.testing.assert_array_equal(golden[key][0, 0], 1)
 
@@ -259,9 +259,9 @@ def test_edit_decoding(model, case):
     golden = read("decode_edit.npz")
     params = json.loads(str(golden["params"]))
     tokens, guide_ids = (jnp.asarray(golden[k][0]) for k in ("inputs", "guidance_tokens"))
-    inputs = maskgit_edit.StrokeInputs(
+    inputs = stroke_methods.StrokeInputs(
         guide_ids=guide_ids,
-        num_hidden=jnp.sum(tokens == decoding.MASK_ID),
+        num_hidden=jnp.sum(tokens == loop.MASK_ID),
         temperature=jnp.float32(params["choice_temperature"]),
         # The published loop keeps it in an array of integers: what is below 1 becomes 0.
         confidence=jnp.float32(int(params["confidence"].get(case, 0))),
@@ -269,24 +269,24 @@ def test_edit_decoding(model, case):
     codebook = model.tokenizer_params["quantizer"]["codebook"]
     schedule = SCHEDULES[params["schedule"]]
     method, energy = {
-        "context": (maskgit_edit.ContextGuidance(schedule), ()),
+        "context": (stroke_methods.ContextGuidance(schedule), ()),
         "self_l2": (
-            maskgit_edit.Guidance("self", schedule),
-            maskgit_edit.code_distance_energy(codebook),
+            stroke_methods.Guidance("self", schedule),
+            stroke_methods.code_distance_energy(codebook),
         ),
         "self_identity": (
-            maskgit_edit.Guidance("self", schedule),
-            maskgit_edit.identity_energy(codebook),
+            stroke_methods.Guidance("self", schedule),
+            stroke_methods.identity_energy(codebook),
         ),
-        "iterate": (maskgit_edit.Guidance("iterative", schedule), ()),
+        "iterate": (stroke_methods.Guidance("iterative", schedule), ()),
     }[case]
     first, last = params["start_iter"], params["num_iter"]
     modules = model.transformer, model.transformer_params
     predict, remask = method(*modules, energy, inputs, last)
-    step = jax.jit(lambda state, t: decoding.decode(predict, remask, state, t, t + 1))
+    step = jax.jit(lambda state, t: loop.decode(predict, remask, state, t, t + 1))
 
     key = jax.random.PRNGKey(params["prng_key_seed"])
-    state = decoding.DecodeState(tokens, tokens, key)
+    state = loop.DecodeState(tokens, tokens, key)
     if case == "context":
         state = method.start(tokens, inputs, first, last, key)
     expected = golden[f"{case}/outputs"][0]

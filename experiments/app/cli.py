@@ -8,52 +8,41 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 
 from experiments.app.compiled import keep_programs
 from experiments.app.files import write_whole
+from experiments.app.flags import parse
 from maskgit_jax.errors import InputError, printable
 
-_COMPILATION_CACHE = flags.DEFINE_bool(
-    "compilation_cache", True, "Keep compiled programs for the next start, in MASKGIT_CACHE."
-)
 
-
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`; what it compiles is kept for the next start.
+def run(main: Callable[[Any], None], settings: type) -> None:
+    """Reads a command's flags and runs it; what it compiles is kept for the next start.
 
     Bad flags and `InputError` end the command with one line on stderr and status 2; Ctrl-C ends
     it with status 130.
+
+    Args:
+      main: the command.
+      settings: a dataclass of knobs, its flags; `main` is given an instance.
     """
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS([packaged_flagfile(argument) for argument in argv])
-        except flags.Error as error:
-            _fail(str(error))
-        if len(rest) > 1:
-            _fail(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
-        return rest
-
-    def guarded(argv: list[str]) -> None:
-        del argv
-        # Libraries report every checkpoint at the info level.
-        logging.set_verbosity(logging.WARNING)
-        if _COMPILATION_CACHE.value:
+    # Libraries report every checkpoint at the info level.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        argv = [packaged_flagfile(argument) for argument in sys.argv]
+        given, keep = parse(settings, argv)
+        if keep:
             keep_programs()
-        try:
-            main()
-        except InputError as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
-
-    # --help lists it with the command's own.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_COMPILATION_CACHE.name])
-    app.run(guarded, flags_parser=parse)
+        main(given)
+    except InputError as error:
+        name = os.path.basename(sys.argv[0]).removesuffix(".py")
+        print(f"{name}: {printable(str(error), most=10_000)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def packaged_flagfile(argument: str) -> str:
@@ -65,20 +54,20 @@ def packaged_flagfile(argument: str) -> str:
     return argument
 
 
-def output_folder(flag: flags.FlagHolder[str]) -> Path:
+def output_folder(path: str, flag: str = "output_dir") -> Path:
     """Makes the folder that a flag names.
 
     Raises:
       InputError: it cannot be made or written.
     """
-    folder = Path(flag.value)
+    folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(
-            f"--{flag.name}={folder}: cannot write there ({error.strerror or error}); "
+            f"--{flag}={folder}: cannot write there ({error.strerror or error}); "
             "choose another folder"
         ) from None
     return folder
@@ -110,9 +99,3 @@ def signals_noticed() -> Iterator[list[int]]:
         yield noticed
     finally:
         put_back()
-
-
-def _fail(message: str) -> NoReturn:
-    name = os.path.basename(sys.argv[0]).removesuffix(".py")
-    print(f"{name}: {printable(message, most=10_000)}", file=sys.stderr)
-    sys.exit(2)

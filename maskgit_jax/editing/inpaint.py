@@ -1,59 +1,33 @@
 """Inpainting and class-conditional editing: MaskGIT in a picture's masked ids (section 4.3)."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from maskgit_jax.config import ModelConfig
 from maskgit_jax.images import to_float, to_uint8
-from maskgit_jax.knobs import KNOBS, check_value
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.sampling import batched
-from maskgit_jax.sampling.loop import MASK_ID
-from maskgit_jax.sampling.maskgit import MaskGit
+from maskgit_jax.sampling.loop import MASK_ID, num_steps_knob, token_temperature_knob
+from maskgit_jax.sampling.maskgit import MaskGit, temperature_knob
 
 Squares = UInt8[np.ndarray, "b S S 3"]
 
 
-class EditSettings(NamedTuple):
-    """How hidden ids are filled.
+@dataclasses.dataclass(frozen=True)
+class EditSettings:
+    """How masked ids are sampled.
 
     Attributes:
       num_steps: T.
-      temperature: of the choice which ids to keep.
+      temperature: of the confidence ranking.
       token_temperature: τ of `loop.tempered`.
     """
 
-    num_steps: int
-    temperature: float
-    token_temperature: float = 1.0
-
-
-def chosen_settings(
-    config: ModelConfig,
-    num_steps: int | None,
-    temperature: float | None,
-    token_temperature: float | None = None,
-    method: str = "edit",
-) -> EditSettings:
-    """The settings of a model's presets for "edit" or "stroke", with what is given in their place.
-
-    Raises:
-      InputError: a value out of its range; names the flag.
-    """
-    given = {
-        "num_steps": num_steps,
-        "temperature": temperature,
-        "token_temperature": token_temperature,
-    }
-    settings = {name: config.presets[method][name] for name in EditSettings._fields}
-    for name, value in given.items():
-        if value is not None:
-            check_value(f"--{name}", value, KNOBS[method][name])
-            settings[name] = value
-    return EditSettings(**settings)
+    num_steps: int = num_steps_knob()
+    temperature: float = temperature_knob()
+    token_temperature: float = token_temperature_knob()
 
 
 def encode(model: Model, squares: Squares) -> Int[np.ndarray, "b N"]:

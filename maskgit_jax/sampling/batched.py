@@ -11,16 +11,17 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knobs_of
 from maskgit_jax.model import Model
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling.loop import (
     MASK_ID,
     DecodeState,
     Draw,
+    LoopSettings,
     Predict,
     RandomKey,
     Remask,
-    check_token_temperature,
     decode,
     sample_key,
     tempered,
@@ -182,7 +183,7 @@ def sample(
     Raises:
       InputError: no step to run, or a token temperature out of its range.
     """
-    check_token_temperature(token_temperature)
+    knobs_of(LoopSettings)["token_temperature"].check("token_temperature", token_temperature)
     if not 0 <= first_step < num_steps:
         raise InputError(f"first_step is {first_step} of {num_steps}: expected 0 to num_steps - 1")
     temperatures = jnp.broadcast_to(jnp.float32(token_temperature), len(tokens))

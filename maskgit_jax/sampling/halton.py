@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from maskgit_jax.knobs import check_static, knob
 from maskgit_jax.sampling import schedules
 from maskgit_jax.sampling.loop import MASK_ID, Predict, RandomKey, Remask, mark_lowest
 from maskgit_jax.sampling.maskgit import count_hidden_next
@@ -65,11 +66,11 @@ class Halton:
       schedule: one of `schedules.SCHEDULE_NAMES`; the paper's is "arccos".
     """
 
-    sharpness: Any = 1.0
-    schedule: str = dataclasses.field(default="arccos", metadata={"static": True})
+    sharpness: Any = knob(1.0, "Factor of the last step's logits.", low=0.0, high=1e6)
+    schedule: str = schedules.schedule_knob("arccos")
 
     def __post_init__(self):
-        schedules.check_schedule(self.schedule)
+        check_static(self)
 
     def memory(self, tokens: Int[Array, "B S"]) -> tuple:
         """See `batched.Sampler`."""

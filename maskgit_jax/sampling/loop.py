@@ -5,16 +5,15 @@ shown, `remask` says which positions are hidden next, and `draw`, where it is no
 the ids. The loop knows nothing else, and its callers `vmap` it over samples.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import KNOBS
+from maskgit_jax.knobs import knob
 from maskgit_jax.networks.transformer import MASK_ID
 from maskgit_jax.sampling.keys import seed_key
 
@@ -59,12 +58,28 @@ def draw_each(ids: Tokens, logits: Logits, key: RandomKey) -> Tokens:
     return jax.random.categorical(key, logits).astype(ids.dtype)
 
 
-def check_token_temperature(value: Any) -> None:
-    """Raises InputError unless all numbers are token temperatures; see `knobs.KNOBS`."""
-    low, high, _ = KNOBS["maskgit"]["token_temperature"]
-    # A NaN is in no range.
-    if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
-        raise InputError(f"token_temperature is {value}: expected {low:g} to {high:g}")
+def num_steps_knob(default: int = 8) -> Any:
+    """The field `num_steps` of a method's settings."""
+    return knob(default, "Steps of parallel decoding.", low=1, high=10**6)
+
+
+def token_temperature_knob() -> Any:
+    """The field `token_temperature` of a method's settings, τ of `tempered`."""
+    # Below the least, logits over it could overflow.
+    return knob(1.0, "Ids are sampled from softmax(logits / it).", low=1e-6, high=100.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """What every method has.
+
+    Attributes:
+      num_steps: T.
+      token_temperature: τ of `tempered`.
+    """
+
+    num_steps: int = num_steps_knob()
+    token_temperature: Any = token_temperature_knob()
 
 
 def tempered(predict: Predict, token_temperature: Float[Array, ""] | float) -> Predict:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from maskgit_jax.knobs import check_static, knob
 from maskgit_jax.networks.stacked import code_logits
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling import schedules
@@ -64,6 +65,11 @@ def maskgit_remask(
     return remask
 
 
+def temperature_knob() -> Any:
+    """The field `temperature` of what keeps the surest ids."""
+    return knob(4.5, "Gumbel temperature of the confidence ranking.", low=0.0, high=1e6)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskGit:
@@ -74,11 +80,11 @@ class MaskGit:
       schedule: one of `schedules.SCHEDULE_NAMES`.
     """
 
-    temperature: Any = 4.5
-    schedule: str = dataclasses.field(default="cosine", metadata={"static": True})
+    temperature: Any = temperature_knob()
+    schedule: str = schedules.schedule_knob("cosine")
 
     def __post_init__(self):
-        schedules.check_schedule(self.schedule)
+        check_static(self)
 
     def memory(self, tokens: Int[Array, "B S"]) -> tuple:
         """See `batched.Sampler`."""

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import KNOBS
+from maskgit_jax.knobs import check_static, knob
 from maskgit_jax.sampling import schedules
 from maskgit_jax.sampling.loop import MASK_ID, Logits, Predict, RandomKey, Remask, Step, Tokens
 
-STRATEGIES = KNOBS["remdm"]["remask"]
+STRATEGIES = ("rescale", "cap", "confidence", "conf")
 """How likely ids are masked again; see `remask_probability`."""
 _BY_ID = ("confidence", "conf")
-WINDOWS = KNOBS["remdm"]["window"]
+WINDOWS = ("switch", "loop")
 """What the time between t_on and t_off is; see `ReMdm`."""
 
 _TINY = 1e-6
@@ -86,22 +86,22 @@ class ReMdm:
       InputError: an unknown name, or a strategy under which "loop" would unmask nothing.
     """
 
-    eta: Any = 0.05
-    remask: str = dataclasses.field(default="rescale", metadata={"static": True})
-    schedule: str = dataclasses.field(default="cosine", metadata={"static": True})
-    window: str = dataclasses.field(default="switch", metadata={"static": True})
-    t_on: Any = 1.0
-    t_off: Any = 0.0
-    alpha_on: Any = 0.9
+    eta: Any = knob(0.05, "How readily ids are masked again.", low=0.0, high=1.0)
+    remask: str = knob("rescale", "How ids are masked again.", choices=STRATEGIES, static=True)
+    schedule: str = schedules.schedule_knob("cosine")
+    window: str = knob(
+        "switch",
+        "From t_on to t_off, ids are masked again while the schedule goes on (switch), or while "
+        "the share of unmasked ids stays at alpha_on (loop).",
+        choices=WINDOWS,
+        static=True,
+    )
+    t_on: Any = knob(1.0, "Begin of the window, as time that remains.", low=0.0, high=1.0)
+    t_off: Any = knob(0.0, "End of the window, likewise.", low=0.0, high=1.0)
+    alpha_on: Any = knob(0.9, "Share of unmasked ids in the window loop.", low=0.0, high=0.999)
 
     def __post_init__(self):
-        schedules.check_schedule(self.schedule)
-        for kind, name, names in (
-            ("strategy", self.remask, STRATEGIES),
-            ("window", self.window, WINDOWS),
-        ):
-            if name not in names:
-                raise InputError(f"unknown {kind} {name!r}: expected one of {', '.join(names)}")
+        check_static(self)
         if self.window == "loop" and self.remask in _BY_ID:
             raise InputError(
                 f"the window 'loop' with {self.remask!r}: no id would be unmasked while α is "

@@ -6,11 +6,13 @@ the share of unmasked ids is the cosine of the time that remains, so that γ fal
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knob
 
 _SCHEDULES = {
     "cosine": lambda r, n: jnp.cos(math.pi / 2 * r),
@@ -27,10 +29,9 @@ _SCHEDULES = {
 SCHEDULE_NAMES = tuple(_SCHEDULES)
 
 
-def check_schedule(name: str) -> None:
-    """Raises InputError for a name that is none of `SCHEDULE_NAMES`."""
-    if name not in _SCHEDULES:
-        raise InputError(f"unknown schedule {name!r}: expected one of {', '.join(SCHEDULE_NAMES)}")
+def schedule_knob(default: str) -> Any:
+    """The field `schedule` of a method's settings."""
+    return knob(default, "How the share of masked ids falls.", choices=SCHEDULE_NAMES, static=True)
 
 
 def mask_ratio(
@@ -49,7 +50,8 @@ def mask_ratio(
     Raises:
       InputError: unknown name.
     """
-    check_schedule(name)
+    if name not in _SCHEDULES:
+        raise InputError(f"schedule={name}: expected one of {', '.join(SCHEDULE_NAMES)}")
     ratio = jnp.asarray(ratio, jnp.float32)
     # Two schedules divide by, or end at, the logarithm of the count.
     count = jnp.maximum(jnp.asarray(num_hidden, jnp.float32), 2)

@@ -5,6 +5,8 @@ import pytest
 
 from tests.commands import ROOT
 
+FLAGS = "import dataclasses\n@dataclasses.dataclass\nclass Flags:\n    pass\n"
+
 
 def run(program: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -22,17 +24,17 @@ def run(program: str, *args: str) -> subprocess.CompletedProcess:
 )
 def test_status_and_message(main, status, message):
     program = (
-        "from experiments import cli\n"
+        "from experiments.app import cli\n"
         "from maskgit_jax.errors import InputError\n"
-        f"def main():\n    {main}\n"
-        "cli.run(main)\n"
+        f"def main(flags):\n    {main}\n"
+        f"{FLAGS}cli.run(main, Flags)\n"
     )
     result = run(program)
     assert (result.returncode, result.stderr) == (status, message)
 
 
 def test_unknown_flags_and_words_end_with_status_2():
-    program = "from experiments import cli\ncli.run(lambda: None)"
+    program = f"from experiments.app import cli\n{FLAGS}cli.run(print, Flags)"
     for argument in ("--colour=red", "red"):
         result = run(program, argument)
         assert result.returncode == 2

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from maskgit_jax.errors import InputError
-from maskgit_jax.sampling.schedules import SCHEDULE_NAMES, check_schedule, mask_ratio
+from maskgit_jax.sampling.schedules import SCHEDULE_NAMES, mask_ratio
 
 FORMULAS = {
     "cosine": lambda r, n: np.cos(np.pi * r / 2),

@@ -1,0 +1,115 @@
+"""Command-line flags, made of the knobs of a command's `Flags` (`maskgit_jax/knobs.py`)."""
+
+import dataclasses
+import os
+import sys
+import textwrap
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import Knob, knob, knobs_of
+
+_SPACE = " " * 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Common:
+    """What every command has."""
+
+    compilation_cache: bool = knob(
+        True, "Keep compiled programs for the next start, in MASKGIT_CACHE."
+    )
+    help: bool = knob(False, "Show this.")
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads a flag's text; what is not allowed is a ValueError that says what is expected."""
+
+    def __init__(self, declared: Knob, separator: str | None):
+        super().__init__()
+        self._declared, self._separator = declared, separator
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument  # a default
+        if self._separator is None:
+            return self._one(argument)
+        values = [self._one(part.strip()) for part in argument.split(self._separator)]
+        if len(set(values)) < len(values):
+            raise ValueError("names a value twice")
+        return values
+
+    def _one(self, text: str) -> Any:
+        declared = self._declared
+        try:
+            if declared.kind is Path:
+                value: Any = os.path.expanduser(text)
+            elif declared.kind is tuple:
+                value = tuple(part.strip() for part in text.split(",") if part.strip())
+            else:
+                value = declared.kind(text)
+        except ValueError:
+            value = None
+        if value is None or not declared.allows(value):
+            raise ValueError(f"expected {declared.expected}")
+        return value
+
+
+def parse(cls: type, argv: Sequence[str]) -> tuple[Any, bool]:
+    """A command's settings from its command line, and whether compiled programs are kept.
+
+    Args:
+      cls: the command's `Flags`, a dataclass of knobs. Those that its `SEVERAL` names take several
+        values, with commas between, `layers` with semicolons.
+      argv: the command line, the command's name first.
+
+    Raises:
+      InputError: an unknown flag, a word that is no flag, or a value that is not allowed.
+      SystemExit: after --help.
+    """
+    several = getattr(cls, "SEVERAL", ())
+    known = knobs_of(cls, _Common)
+    # The command's own first: --help shows them in this order.
+    declared = {name: known[name] for name in (*cls.__annotations__, *known) if name in known}
+    defaults = {f.name: f.default for each in (cls, _Common) for f in dataclasses.fields(each)}
+    values = flags.FlagValues()
+    for name, each in declared.items():
+        if each.kind is bool:
+            values[name] = flags.BooleanFlag(name, defaults[name], each.help)
+        else:
+            separator = {"layers": ";"}.get(name, ",") if name in several else None
+            parser = _Parser(each, separator)
+            values[name] = flags.Flag(parser, None, name, defaults[name], each.help)
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        raise InputError(str(error).removeprefix("flag ")) from None
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
+    given = {name: values[name].value for name in declared}
+    if given.pop("help"):
+        print(_usage(cls, declared, defaults, several))
+        raise SystemExit(0)
+    keep = given.pop("compilation_cache")
+    return cls(**given), keep
+
+
+def _usage(
+    cls: type, declared: dict[str, Knob], defaults: dict[str, Any], several: Collection[str]
+) -> str:
+    """What --help shows: the module's docstring, then all flags."""
+    lines = [sys.modules[cls.__module__].__doc__ or "", "Flags:"]
+    for name, each in declared.items():
+        default = defaults[name]
+        if isinstance(default, tuple):
+            default = ",".join(default)
+        shown = f"  --{name}" if default is None or each.kind is bool else f"  --{name}={default}"
+        text = each.help
+        if each.choices or each.kind not in (bool, str, Path):
+            text += f" ({'each ' if name in several else ''}{each.expected})"
+        lines += [shown, *textwrap.wrap(text, 92, initial_indent=_SPACE, subsequent_indent=_SPACE)]
+    return "\n".join(lines)
