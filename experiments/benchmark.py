@@ -17,57 +17,54 @@ docs/performance.md has results and says how to read them.
 """
 
 import contextlib
+import dataclasses
 import multiprocessing
+from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
 from tqdm import tqdm
 
-from experiments.app import cli, guidance_flags
+from experiments.app import cli
 from experiments.app.files import to_json
+from experiments.app.flag_groups import GuidanceFlags, read_guidance
+from experiments.benchmarks import tables
 from experiments.benchmarks.cost import VARIANTS
 from experiments.benchmarks.plain import PlainMaskSketch
-from experiments.benchmarks.tables import (
-    Measured,
-    case_table,
-    cases_table,
-    sketches_table,
-    step_table,
-    summary,
-)
 from experiments.benchmarks.worker import RATE, TASKS, Job, serve
 from maskgit_jax.checkpoints import download
 from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import read_layers
+from maskgit_jax.knobs import knob, read_layers
 from maskgit_jax.model import model_config
 
-flags.adopt_module_key_flags(guidance_flags)
-flags.FLAGS.set_default("num_steps", ["8"])
 
-_TASK = flags.DEFINE_enum("task", "decode", [*TASKS, "cost"], "What is measured.")
-_VARIANTS = flags.DEFINE_list("variants", list(VARIANTS), "plain, ours, or both.")
-_MODELS = flags.DEFINE_list("models", None, "Several models in place of --model.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "Several in place of --batch_size.")
-_RANDOM_WEIGHTS = flags.DEFINE_bool("random_weights", False, "Draw weights; fetches nothing.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each variant.", lower_bound=1)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out", "Folder for the results.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(GuidanceFlags):
+    """What is measured."""
+
+    SEVERAL = ("variants", "models", "batch_sizes")
+
+    task: str = knob("decode", "What is measured.", choices=(*TASKS, "cost"))
+    variants: Any = knob(VARIANTS, "The variants measured.", kind=str, choices=VARIANTS)
+    models: Any = knob(None, "Several models in place of --model.")
+    batch_sizes: Any = knob(None, "Several in place of --batch_size.", kind=int, low=1)
+    random_weights: bool = knob(False, "Random weights; fetches nothing.")
+    repeats: int = knob(5, "Turns of each variant.", low=1)
+    output_dir: str = knob("out", "Folder for the results.")
+    num_steps: int = knob(8, "Decoding steps.", low=1, high=10**6)
 
 
-def main() -> None:
-    """Measures what the flags say."""
-    if _TASK.value == "cost":
+def main(flags: Flags) -> None:
+    """Measures each model with each batch size."""
+    if flags.task == "cost":
         print(_cost_tables())
         return
-    unknown = [name for name in _VARIANTS.value if name not in VARIANTS]
-    if unknown or not _VARIANTS.value:
-        raise InputError(f"--variants={','.join(_VARIANTS.value)}: expected some of plain, ours")
     cases = [
-        _case(model, batch)
-        for model in _MODELS.value or [flags.FLAGS.model]
-        for batch in _batch_sizes()
+        _case(dataclasses.replace(flags, model=model, batch_size=batch))
+        for model in flags.models or [flags.model]
+        for batch in flags.batch_sizes or [flags.batch_size]
     ]
-    output_dir = cli.output_folder(_OUTPUT_DIR)
-    if not _RANDOM_WEIGHTS.value:
+    output_dir = cli.output_folder(flags.output_dir)
+    if not flags.random_weights:
         for model in {case["model"] for case, _ in cases} & set(download.MODELS):
             try:
                 download.fetch_model(model)
@@ -75,63 +72,46 @@ def main() -> None:
                 raise InputError(f"{error}; --random_weights measures without its files") from None
     done: list[dict[str, Any]] = []
     for case, job in cases:
-        done.append(_measured_case(case, job))
+        done.append(_measured_case(case, job, flags.variants))
+        each = "\n".join(map(tables.case_table, done))
+        found = each if len(done) == 1 else f"{tables.cases_table(done)}\n{each}"
         cli.write_text(output_dir / "benchmark.json", to_json(done, indent=1) + "\n")
-        cli.write_text(output_dir / "benchmark.md", _tables(done))
-    print(_tables(done))
+        cli.write_text(output_dir / "benchmark.md", found)
+    print(found)
     print(f"all figures in {output_dir / 'benchmark.json'}")
 
 
-def _batch_sizes() -> list[int]:
-    if _BATCH_SIZES.value is None:
-        return [flags.FLAGS.batch_size]
-    try:
-        sizes = [int(text) for text in _BATCH_SIZES.value]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise InputError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: expected numbers above 0")
-    return sizes
-
-
-def _case(model: str, batch: int) -> tuple[dict[str, Any], Job]:
+def _case(flags: Flags) -> tuple[dict[str, Any], Job]:
     """What is measured, for the results and for the processes; its figures are yet to come."""
-    flags.FLAGS.model = model  # the flags' defaults depend on it
-    config = model_config(model)
-    guided = guidance_flags.read(config)
-    if guided.choices.num_proposals != 1:
+    config = model_config(flags.model)
+    guided = read_guidance(flags, config)
+    if guided.options.num_proposals != 1:
         raise InputError("--num_proposals: the benchmark knows the published rule, with one")
-    if _TASK.value == "decode" and guided.num_steps < 4:
+    if flags.task == "decode" and guided.num_steps < 4:
         raise InputError(f"--num_steps={guided.num_steps}: expected 4 or more, some to warm up")
-    if "plain" in _VARIANTS.value:
-        PlainMaskSketch(config.transformer, guided.settings, guided.choices.divergence)
-    described = {
-        "task": _TASK.value,
-        "model": model,
-        "random_weights": _RANDOM_WEIGHTS.value,
-        "dtype": flags.FLAGS.dtype,
-        "batch": batch,
-        "num_steps": guided.num_steps,
-    }
-    job = Job(RATE, settings=guided.settings, choices=guided.choices._asdict(), **described)
+    if "plain" in flags.variants:
+        PlainMaskSketch(config.transformer, guided.settings, guided.options.divergence)
+    names = ("task", "model", "random_weights", "dtype", "num_steps")
+    described = {name: getattr(flags, name) for name in names} | {"batch": flags.batch_size}
+    job = Job(RATE, settings=guided.settings, options=guided.options._asdict(), **described)
     full_steps = config.presets["masksketch"]["num_steps"]
-    more = {"full_steps": full_steps, "repeats": _REPEATS.value, "settings": guided.record}
+    more = {"full_steps": full_steps, "repeats": flags.repeats, "settings": guided.record}
     return described | more, job
 
 
-def _measured_case(case: dict[str, Any], job: Job) -> dict[str, Any]:
-    jobs = [job._replace(role=role) for role in (RATE, *_VARIANTS.value)]
+def _measured_case(case: dict[str, Any], job: Job, variants: Sequence[str]) -> dict[str, Any]:
+    jobs = [job._replace(role=role) for role in (RATE, *variants)]
     title = f"{case['model']}, batch {case['batch']}"
     # Each process: machine, first draw, check.
-    total = (_REPEATS.value + 3) * len(jobs)
+    total = (case["repeats"] + 3) * len(jobs)
     with tqdm(total=total, desc=title, unit="question", mininterval=0) as bar:
-        machine, measured = _measure(jobs, bar)
+        machine, measured = _measure(jobs, case["repeats"], bar)
     config = model_config(job.model).transformer
-    figures = summary(job, config, case["full_steps"], measured)
+    figures = tables.summary(job, config, case["full_steps"], measured)
     return case | {"machine": machine, "figures": figures}
 
 
-def _measure(jobs: list[Job], bar: tqdm) -> tuple[dict[str, Any], Measured]:
+def _measure(jobs: list[Job], repeats: int, bar: tqdm) -> tuple[dict[str, Any], tables.Measured]:
     """The machine, and each role's answers."""
     measured, machine = {}, None
     while jobs:
@@ -145,15 +125,15 @@ def _measure(jobs: list[Job], bar: tqdm) -> tuple[dict[str, Any], Measured]:
                 jobs = []
                 for process in group[1:]:
                     process.ask("machine")
-            measured |= _take_turns(group)
+            measured |= _take_turns(group, repeats)
     if machine is None:
         raise InputError(f"nothing could be measured: {measured[RATE]['error']}")
     return machine, measured
 
 
-def _take_turns(group: list["_Process"]) -> Measured:
+def _take_turns(group: list["_Process"], repeats: int) -> tables.Measured:
     answers = {process: {"first": process.ask("draw", 0), "draws": []} for process in group}
-    for turn in range(_REPEATS.value):
+    for turn in range(repeats):
         for process in group:
             answers[process]["draws"].append(process.ask("draw", turn))
     for process in group:
@@ -196,18 +176,14 @@ class _Process(contextlib.AbstractContextManager):
         self._process.join()
 
 
-def _tables(cases: list[dict[str, Any]]) -> str:
-    each = "\n".join(map(case_table, cases))
-    return each if len(cases) == 1 else f"{cases_table(cases)}\n{each}"
-
-
 def _cost_tables() -> str:
     """The cost model of the released models with the released settings."""
     configs = {name: model_config(name).transformer for name in download.MODELS}
     preset = model_config(download.MODELS[0]).presets["masksketch"]
     layers = read_layers(preset["layers"], configs[download.MODELS[0]].num_layers)
-    return f"{step_table(configs, layers, (1, 8, 32))}\n{sketches_table(configs, layers)}"
+    sketches = tables.sketches_table(configs, layers)
+    return f"{tables.step_table(configs, layers, (1, 8, 32))}\n{sketches}"
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

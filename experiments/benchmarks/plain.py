@@ -105,7 +105,8 @@ class PlainMaskSketch:
             if getattr(self.settings, name) != value:
                 raise InputError(f"--{name}: the plain variant has none; give --variants=ours")
         weights = tuple(map(float, self.settings.layer_weights))  # an array has no hash
-        object.__setattr__(self, "settings", self.settings._replace(layer_weights=weights))
+        settings = dataclasses.replace(self.settings, layer_weights=weights)
+        object.__setattr__(self, "settings", settings)
 
     def start(self, params: Any, tokens: Tokens, key: RandomKey) -> tuple[PlainGuide, DecodeState]:
         """A sample before its first step; the sketch's maps are kept for all steps."""
@@ -164,4 +165,6 @@ class PlainMaskSketch:
             query = query / math.sqrt(query.shape[-1])
             return jax.nn.log_softmax(jnp.einsum("qhd,khd->hqk", query, key))
 
-        return jnp.stack([of_layer(i) for i in np.flatnonzero(self.settings.layer_weights).tolist()])
+        return jnp.stack(
+            [of_layer(i) for i in np.flatnonzero(self.settings.layer_weights).tolist()]
+        )

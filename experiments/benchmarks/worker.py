@@ -47,7 +47,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 class Job(NamedTuple):
     """What a process does: its role is plain, ours, or `RATE`.
 
-    `dtype` is of ours' weights and products, and of the measured rate; `choices` are fields of
+    `dtype` is of ours' weights and products, and of the measured rate; `options` are fields of
     `masksketch.MaskSketch`.
     """
 
@@ -59,7 +59,7 @@ class Job(NamedTuple):
     batch: int
     settings: StructureSettings
     num_steps: int
-    choices: dict[str, Any]
+    options: dict[str, Any]
 
     def operations(self, config: TransformerConfig) -> int:
         """Of one sample's step or score, by formula."""
@@ -186,7 +186,7 @@ def _ours(job: Job, config: TransformerConfig) -> _Rules:
         jnp.full(config.sequence_length - 1, -1),
         jnp.ones(config.sequence_length, bool),
     )
-    method = masksketch.MaskSketch(guided=job.guided, **job.choices)
+    method = masksketch.MaskSketch(guided=job.guided, **job.options)
 
     def start(params, tokens, key):
         return masksketch.start(transformer, params, nowhere, tokens, everywhere, settings, key)
@@ -199,7 +199,7 @@ def _ours(job: Job, config: TransformerConfig) -> _Rules:
 
 
 def _plain(job: Job, config: TransformerConfig) -> _Rules:
-    method = PlainMaskSketch(config, job.settings, job.choices["divergence"])
+    method = PlainMaskSketch(config, job.settings, job.options["divergence"])
     return _Rules(method, None, method.start, method.distance)
 
 
@@ -302,7 +302,7 @@ class _Variant(_Runner):
         whole = counted = self._compiled(job, config)
         if job.role == "ours":
             config = dataclasses.replace(config, num_layers=1)
-            job = job._replace(settings=job.settings._replace(layer_weights=np.ones(1, np.float32)))
+            job = job._replace(settings=dataclasses.replace(job.settings, layer_weights=np.ones(1)))
             counted = self._compiled(job, config)
         return {
             "layers": config.num_layers,

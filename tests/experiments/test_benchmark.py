@@ -118,7 +118,7 @@ def job(**changes) -> Job:
         batch=2,
         settings=StructureSettings(layer_weights=layer_weights([0, 2], 3)),
         num_steps=8,
-        choices={"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"},
+        options={"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"},
     )._replace(**changes)
 
 
@@ -186,7 +186,7 @@ def test_operations_agree_with_what_xla_counts(tmp_path, tiny):
     write_config(tmp_path / "config.json", config)
     for role in ("plain", "ours"):
         given = job(role=role, model=str(tmp_path))
-        settings = given.settings._replace(layer_weights=layer_weights([0, 1], 2))
+        settings = dataclasses.replace(given.settings, layer_weights=layer_weights([0, 1], 2))
         found = make_runner(given._replace(settings=settings)).check()
         assert 0.9 < found["formula"] / found["xla"] < 1, role
         assert found["temporary_bytes"] > 0
@@ -274,12 +274,15 @@ def test_a_variant_that_failed_leaves_the_other():
 
 def test_bad_flags_are_refused(tmp_path):
     cases = {
-        "variant": (["--variants=plain,fast"], "--variants=plain,fast: expected some of"),
+        "variant": (
+            ["--variants=plain,fast"],
+            "--variants=plain,fast: expected one of plain, ours",
+        ),
         "repeats": (["--repeats=0"], "repeats"),
         "steps": (["--num_steps=3"], "--num_steps=3: expected 4 or more"),
         "paper": (["--paper_weight=0.5"], "--paper_weight: the plain variant has none"),
         "tempered": (["--token_temperature=0.5"], "--token_temperature: the plain variant"),
-        "batches": (["--batch_sizes=8,0"], "--batch_sizes=8,0: expected numbers above 0"),
+        "batches": (["--batch_sizes=8,0"], "--batch_sizes=8,0: expected a whole number, 1 or more"),
         "proposals": (["--num_proposals=2"], "--num_proposals: the benchmark knows"),
         "model": (["--model=nowhere"], "no model 'nowhere'"),
         "files": (["--model=imagenet256"], "--random_weights measures without its files"),
