@@ -102,8 +102,8 @@ def _case(flags: Flags) -> tuple[dict[str, Any], Job]:
 def _measured_case(case: dict[str, Any], job: Job, variants: Sequence[str]) -> dict[str, Any]:
     jobs = [job._replace(role=role) for role in (RATE, *variants)]
     title = f"{case['model']}, batch {case['batch']}"
-    # Each process: machine, first draw, check.
-    total = (case["repeats"] + 3) * len(jobs)
+    # Each process: first draw, check; one: the machine.
+    total = (case["repeats"] + 2) * len(jobs) + 1
     with tqdm(total=total, desc=title, unit="question", mininterval=0) as bar:
         machine, measured = _measure(jobs, case["repeats"], bar)
     config = model_config(job.model).transformer
@@ -123,8 +123,6 @@ def _measure(jobs: list[Job], repeats: int, bar: tqdm) -> tuple[dict[str, Any], 
             if found is not None and found["platform"] != "tpu":
                 group += [stack.enter_context(_Process(job, bar)) for job in jobs]
                 jobs = []
-                for process in group[1:]:
-                    process.ask("machine")
             measured |= _take_turns(group, repeats)
     if machine is None:
         raise InputError(f"nothing could be measured: {measured[RATE]['error']}")

@@ -99,6 +99,7 @@ class PlainMaskSketch:
     config: TransformerConfig
     settings: StructureSettings
     divergence: str
+    shared = None
 
     def __post_init__(self):
         for name, value in ABSENT.items():
@@ -107,6 +108,10 @@ class PlainMaskSketch:
         weights = tuple(map(float, self.settings.layer_weights))  # an array has no hash
         settings = dataclasses.replace(self.settings, layer_weights=weights)
         object.__setattr__(self, "settings", settings)
+
+    @property
+    def method(self) -> "PlainMaskSketch":
+        return self
 
     def start(self, params: Any, tokens: Tokens, key: RandomKey) -> tuple[PlainGuide, DecodeState]:
         """A sample before its first step; the sketch's maps are kept for all steps."""

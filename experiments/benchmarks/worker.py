@@ -4,10 +4,10 @@ A fresh process has compiled nothing, and its memory is its own. It answers the 
 is sent by name, so that the asker can take turns between variants.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
-import math
 import os
 import platform
 import re
@@ -15,7 +15,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from experiments.benchmarks.cost import task_operations
 from experiments.benchmarks.plain import PlainMaskSketch
@@ -96,32 +96,19 @@ def serve(connection: Connection, job: Job) -> None:
     while True:
         name, *arguments = connection.recv()
         try:
-            runner = runner or make_runner(job)
-            connection.send((getattr(runner, name)(*arguments), None))
+            if name == "machine":
+                answer = machine()
+            else:
+                runner = runner or make_runner(job)
+                answer = getattr(runner, name)(*arguments)
+            connection.send((answer, None))
         except InputError as error:
             connection.send((None, error))
         except Exception as error:  # out of memory, most likely: the other variants go on
             connection.send((None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
 
 
-class _Runner:
-    """Answers `machine`, `draw` and `check`."""
-
-    def machine(self) -> dict[str, Any]:
-        """What is measured on."""
-        device = jax.local_devices()[0]
-        return {
-            "platform": device.platform,
-            "device": _processor() if device.platform == "cpu" else device.device_kind,
-            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "peak_memory": _peak_method(),
-        }
-
-
-class _Rate(_Runner):
+class _Rate:
     """The machine's rate of matrix products."""
 
     def __init__(self, job: Job):
@@ -129,141 +116,125 @@ class _Rate(_Runner):
         width, inner = config.hidden_size, config.intermediate_size
         on_cpu = jax.default_backend() == "cpu"
         # Of an accelerator, the ceiling is bfloat16's whatever the variants use.
-        self._dtype = job.dtype if on_cpu else "bfloat16"
+        dtype = job.dtype if on_cpu else "bfloat16"
         rows = job.batch * config.sequence_length
         squares = [(n, n, n) for n in ((1024, 2048) if on_cpu else (4096, 8192))]
-        self._shapes = [*squares, (rows, width, inner), (rows, inner, width)]
-        self._product = jax.jit(jnp.matmul)
+        keys = jax.random.split(seed_key(0), 2)
+        self._factors = {
+            f"{dtype} {'x'.join(map(str, shape))}": [
+                jax.random.normal(key, sides).astype(dtype)
+                for key, sides in zip(keys, (shape[:2], shape[1:]), strict=True)
+            ]
+            for shape in [*squares, (rows, width, inner), (rows, inner, width)]
+        }
 
     def draw(self, seed: int) -> dict[str, float]:
-        """Operations per second of each shape."""
-        rates = {}
-        for shape in self._shapes:
-            keys = jax.random.split(seed_key(seed), 2)
-            sides = zip(keys, (shape[:2], shape[1:]), strict=True)
-            factors = [jax.random.normal(*side).astype(self._dtype) for side in sides]
-            rate = 2 * math.prod(shape) / self._seconds(*factors)
-            rates[f"{self._dtype} {'x'.join(map(str, shape))}"] = rate
-        return rates
+        """Operations per second of each shape; the seed is for variants alone."""
+        return {
+            shape: 2 * a.size * b.shape[1] / _product_seconds(a, b)
+            for shape, (a, b) in self._factors.items()
+        }
 
     def check(self) -> None:
-        """Variants alone have something to be checked."""
-
-    def _seconds(self, a, b) -> float:
-        """Of one product; long enough together for the clock and the queue not to matter."""
-        self._product(a, b).block_until_ready()
-        count, spent = 1, 0.0
-        while spent < 0.2:
-            count *= 2
-            start = time.perf_counter()
-            for _ in range(count):
-                result = self._product(a, b)
-            result.block_until_ready()
-            spent = time.perf_counter() - start
-        return spent / count
+        """Nothing: that is for variants alone, too."""
 
 
-class _Rules(NamedTuple):
-    """A variant by functions of one sample.
-
-    Attributes:
-      method: its `batched.Method`.
-      shared: what all samples share.
-      start: `(params, tokens, key) -> (guide, state)`.
-      distance: `(params, shared, guide, ids) -> distances`.
-    """
-
-    method: Any
-    shared: Any
-    start: Callable[..., Any]
-    distance: Callable[..., Any]
+_product = jax.jit(jnp.matmul)
 
 
-def _ours(job: Job, config: TransformerConfig) -> _Rules:
-    transformer, settings = Transformer(config), traced(job.settings)
-    # No sketch has these ids: none of it is blank paper.
-    nowhere, everywhere = (
-        jnp.full(config.sequence_length - 1, -1),
-        jnp.ones(config.sequence_length, bool),
-    )
-    method = masksketch.MaskSketch(guided=job.guided, **job.options)
-
-    def start(params, tokens, key):
-        return masksketch.start(transformer, params, nowhere, tokens, everywhere, settings, key)
-
-    def distance(params, used_layers, guide, ids):
-        choices = method.divergence, method.kernel
-        return structure_distance(transformer, params, ids, guide.target, used_layers, *choices)
-
-    return _Rules(method, jnp.asarray(job.settings.layer_weights) > 0, start, distance)
+def _product_seconds(a: Array, b: Array) -> float:
+    """Of one product; long enough together for the clock and the queue not to matter."""
+    _product(a, b).block_until_ready()
+    count, spent = 1, 0.0
+    while spent < 0.2:
+        count *= 2
+        start = time.perf_counter()
+        for _ in range(count):
+            result = _product(a, b)
+        result.block_until_ready()
+        spent = time.perf_counter() - start
+    return spent / count
 
 
-def _plain(job: Job, config: TransformerConfig) -> _Rules:
-    method = PlainMaskSketch(config, job.settings, job.options["divergence"])
-    return _Rules(method, None, method.start, method.distance)
+class _Ours:
+    """What `PlainMaskSketch` has, by the functions of `guidance.masksketch`."""
+
+    def __init__(self, job: Job, config: TransformerConfig):
+        self.method = masksketch.MaskSketch(guided=job.guided, **job.options)
+        self.shared = jnp.asarray(job.settings.layer_weights) > 0
+        self._transformer, self._settings = Transformer(config), traced(job.settings)
+
+    def start(self, params, tokens, key):
+        # No sketch has these ids: none of it is blank paper.
+        nowhere, everywhere = jnp.full(len(tokens) - 1, -1), jnp.ones(len(tokens), bool)
+        given = nowhere, tokens, everywhere, self._settings, key
+        return masksketch.start(self._transformer, params, *given)
+
+    def distance(self, params, used_layers, guide, ids):
+        given = params, ids, guide.target, used_layers, self.method.divergence, self.method.kernel
+        return structure_distance(self._transformer, *given)
 
 
-_SAMPLES = (None, None, 0, 0)
-"""What has an axis of samples: of `params, shared, guide, state`, the last two."""
-
-
-class _Variant(_Runner):
+class _Variant:
     def __init__(self, job: Job):
-        self.job, self._compile_seconds = job, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
         if jax.local_device_count() > 1:
             raise InputError(
                 f"{jax.local_device_count()} devices: the benchmark measures one; hide the others "
                 "(CUDA_VISIBLE_DEVICES=0, TPU_VISIBLE_CHIPS=0)"
             )
+        self.job, self._compile_seconds = job, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
         config = model_config(job.model)
-        self._config, self._rules_of = config.transformer, _plain if job.role == "plain" else _ours
-        codes, length = self._config.codebook_size, self._config.sequence_length - 1
+        sizes, transformer = config.transformer, Transformer(config.transformer)
         rng = np.random.default_rng(0)
+        labels = jnp.arange(job.batch) % sizes.num_classes
+        shape = job.batch, sizes.sequence_length - 1
         self._sketch, self._other = (
             with_class_token(
-                config,
-                jnp.arange(job.batch) % self._config.num_classes,
-                jnp.asarray(rng.integers(0, codes, (job.batch, length))),
+                config, labels, jnp.asarray(rng.integers(sizes.codebook_size, size=shape))
             )
             for _ in range(2)
         )
-        dtype = "float32" if job.role == "plain" else job.dtype
+        plain = job.role == "plain"
         if job.random_weights:
-            init = jax.jit(Transformer(self._config).init)
-            params = stack_layers(init(seed_key(0), self._sketch[:1])["params"])
-            params = jax.tree.map(lambda x: x.astype(dtype), params)
+            params = jax.jit(transformer.init)(seed_key(0), self._sketch[:1])["params"]
+            params = stack_layers(params)
         else:
-            params = load_model(job.model, dtype=dtype).transformer_params
+            params = load_model(job.model).transformer_params
+        params = jax.tree.map(lambda x: x if plain else x.astype(job.dtype), params)
         self._model = Model(
             config=config,
-            transformer=Transformer(self._config),
-            transformer_params=unstack_layers(params) if job.role == "plain" else params,
+            transformer=transformer,
+            transformer_params=unstack_layers(params) if plain else params,
             tokenizer=Tokenizer(config.tokenizer),
             tokenizer_params={},
         )
-        self._params = self._model.params_on_devices
-        self._rules = self._rules_of(job, self._config)
+        self._params, self._rules = self._model.params_on_devices, _rules(job, sizes)
         self._start = jax.jit(jax.vmap(self._rules.start, (None, 0, 0)))
-        self._distance = jax.jit(jax.vmap(self._rules.distance, _SAMPLES))
+        self._distance = jax.jit(jax.vmap(self._rules.distance, (None, None, 0, 0)))
 
     def draw(self, seed: int) -> Draw:
         """A decode, or a score of ids that differ from the sketch at random places."""
         held, compiled = reset_peak(), self._compile_seconds
         guide, state = self._start(self._params, self._sketch, self._keys(seed))
-        run = self._decode if self.job.task == "decode" else self._score
-        values, step_seconds = run(seed, guide, state)
+        if self.job.task == "decode":
+            values, step_seconds = self._decode(guide, state)
+        else:
+            strays = np.random.default_rng(seed).random(self._sketch.shape) < 0.5
+            ids = jnp.where(strays, self._other, self._sketch)
+            # The first one gets its memory from the system, page by page.
+            values, step_seconds = [self._score(guide, ids) for _ in range(2)][-1]
         compile_seconds = self._compile_seconds - compiled
         return Draw(compile_seconds, step_seconds, peak_bytes() - held, values)
 
-    def _keys(self, seed: int):
+    def _keys(self, seed: int) -> Key[Array, "B"]:
         return sample_keys(seed, jnp.arange(self.job.batch))
 
     def _listen(self, event: str, seconds: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             self._compile_seconds += seconds
 
-    def _decode(self, seed: int, guide, state) -> tuple[np.ndarray, float]:
+    def _decode(self, guide, state) -> tuple[np.ndarray, float]:
         times: list[tuple[int, float]] = []
         state = decode_batch(
             self._model,
@@ -279,18 +250,9 @@ class _Variant(_Runner):
         (first, began), (last, ended) = times[0], times[-1]
         return np.asarray(state.sampled)[:, 1:], (ended - began) / (last - first)
 
-    def _score(self, seed: int, guide, state) -> tuple[np.ndarray, float]:
-        strays = np.random.default_rng(seed).random(self._sketch.shape) < 0.5
-        given = (
-            self._params,
-            self._rules.shared,
-            guide,
-            jnp.where(strays, self._other, self._sketch),
-        )
-        # The first one gets its memory from the system, page by page.
-        jax.block_until_ready(self._distance(*given))
+    def _score(self, guide, ids) -> tuple[np.ndarray, float]:
         start = time.perf_counter()
-        distances = np.asarray(self._distance(*given))
+        distances = np.asarray(self._distance(self._params, self._rules.shared, guide, ids))
         return distances, time.perf_counter() - start
 
     def check(self) -> dict[str, Any]:
@@ -298,7 +260,7 @@ class _Variant(_Runner):
 
         Of a loop, also of ours' over layers, XLA counts one round: ours is counted with one layer.
         """
-        job, config = self.job, self._config
+        job, config = self.job, self._model.config.transformer
         whole = counted = self._compiled(job, config)
         if job.role == "ours":
             config = dataclasses.replace(config, num_layers=1)
@@ -311,44 +273,58 @@ class _Variant(_Runner):
             "temporary_bytes": whole.memory_analysis().temp_size_in_bytes,
         }
 
-    def _compiled(self, job: Job, config: TransformerConfig) -> Any:
+    def _compiled(self, job: Job, config: TransformerConfig) -> jax.stages.Compiled:
         """A step or a score by the first layers, as many as `config` has."""
-        rules = self._rules_of(job, config)
+        rules = _rules(job, config)
 
-        def step(params, shared, guide, state):
+        def run(params, shared, guide, state):
+            if job.task == "score":
+                return rules.distance(params, shared, guide, state.sampled)
             given = Transformer(config), params, shared, guide, job.num_steps
             predict, remask, *draw = rules.method(*given)
             return decode(predict, remask, state, 0, 1, *draw)
 
-        def score(params, shared, guide, state):
-            return rules.distance(params, shared, guide, state.sampled)
-
         begin = jax.vmap(rules.start, (None, 0, 0))
         given = jax.eval_shape(begin, self._params, self._sketch, self._keys(0))
-        run = jax.jit(jax.vmap(step if job.task == "decode" else score, _SAMPLES))
-        return run.lower(self._params, rules.shared, *given).compile()
+        compiled = jax.jit(jax.vmap(run, (None, None, 0, 0)))
+        return compiled.lower(self._params, rules.shared, *given).compile()
+
+
+def _rules(job: Job, config: TransformerConfig) -> _Ours | PlainMaskSketch:
+    """A variant, by functions of one sample: `start`, `method`, `distance`; and what is shared."""
+    if job.role == "plain":
+        return PlainMaskSketch(config, job.settings, job.options["divergence"])
+    return _Ours(job, config)
 
 
 def make_runner(job: Job) -> _Rate | _Variant:
-    """What answers the questions of a job's asker."""
+    """What answers `draw` and `check`."""
     return _Rate(job) if job.role == RATE else _Variant(job)
 
 
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _peak_method() -> str:
-    """How `reset_peak` and `peak_bytes` know."""
-    if jax.local_devices()[0].memory_stats() is not None:
-        return "the device's allocator; compilation's own trials may be in it"
-    if _CLEAR.exists():
-        return "the process's largest resident memory, reset before each run"
-    return "the process's largest resident memory since it began, compilation included"
+def machine() -> dict[str, Any]:
+    """What is measured on, and how memory is."""
+    device = jax.local_devices()[0]
+    kind = device.device_kind
+    if device.platform == "cpu":
+        kind = platform.processor() or platform.machine()
+        with contextlib.suppress(OSError, TypeError):
+            kind = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    if device.memory_stats() is not None:
+        peak_memory = "the device's allocator; compilation's own trials may be in it"
+    elif _CLEAR.exists():
+        peak_memory = "the process's largest resident memory, reset before each run"
+    else:
+        peak_memory = "the process's largest resident memory since it began, compilation included"
+    return {
+        "platform": device.platform,
+        "device": kind,
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "peak_memory": peak_memory,
+    }
 
 
 def reset_peak() -> int:
@@ -360,9 +336,8 @@ def reset_peak() -> int:
     if not _CLEAR.exists():
         return 0
     # Freed memory that the C library keeps would hide what a run takes.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5")
     return _status("VmRSS")
 
