@@ -1,5 +1,6 @@
 """The study behind `evaluate_strokes`: how strokes lead, method by method."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,9 @@ from experiments.metrics.strokes import colour_distance, lab_distance, part_stro
 from experiments.studies import plots
 from experiments.studies.scenes import draw_world
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
-from guidance.stroke_sampling import CONFIDENT, follow_strokes
-from guidance.strokes import automatic_stroke
+from guidance.strokes.automatic import automatic_stroke
+from guidance.strokes.methods import CONFIDENT, StrokeSettings, follow_strokes
 from maskgit_jax.editing.canvas import EditPicture, finish, outlined, prepare
-from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
 
@@ -79,7 +79,7 @@ class Way(NamedTuple):
 
 def study_strokes(
     model: Model,
-    settings: EditSettings,
+    settings: StrokeSettings,
     places: dict[str, Path | None],
     record: dict[str, Any],
     *,
@@ -184,7 +184,7 @@ def sample(
     model: Model,
     strokes: Strokes,
     way: Way,
-    settings: EditSettings,
+    settings: StrokeSettings,
     energy: Float[np.ndarray, "K K"] | None,
     seed: int,
     batch_size: int,
@@ -199,9 +199,8 @@ def sample(
             strokes.painted[rows],
             masked[rows],
             strokes.labels[rows],
-            settings,
+            dataclasses.replace(settings, confidence=way.confidence or 0.0),
             method=way.method,
-            confidence=1.0 if way.confidence is None else way.confidence,
             energy=energy if way.method == "learned" else None,
             seed=seed,
             indices=rows,
