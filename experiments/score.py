@@ -13,7 +13,9 @@ comes with its standard error. FID falls as the number of samples grows, and pre
 and recall change with it: figures compare at equal numbers alone. Published ones take 50,000.
 """
 
-from absl import flags
+import dataclasses
+from pathlib import Path
+
 from tqdm import tqdm
 
 from experiments.app import cli
@@ -21,44 +23,50 @@ from experiments.app.pictures import write_adm_npz
 from experiments.metrics.inception import load_inception
 from experiments.metrics.scoring import open_images, round_trip, score
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model
 
-_SAMPLES = flags.DEFINE_string("samples", None, "Pictures to score: a folder or an .npz file.")
-_REFERENCE = flags.DEFINE_string("reference", None, "Real pictures: a folder or an .npz file.")
-_INCEPTION = flags.DEFINE_string("inception", None, "Weights: path or address, .npz, .safetensors.")
-_EXPORT = flags.DEFINE_string(
-    "export", None, "Write the samples to this .npz, for ADM's evaluator."
-)
-_ROUND_TRIP = flags.DEFINE_string(
-    "round_trip", None, "Score what this model's tokenizer makes of the samples."
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures at a time.", lower_bound=1)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is scored."""
+
+    samples: str | None = knob(None, "Pictures to score: a folder or an .npz file.", kind=Path)
+    reference: str | None = knob(None, "Real pictures: a folder or an .npz file.", kind=Path)
+    inception: str | None = knob(None, "Weights: path or address, .npz, .safetensors.", kind=Path)
+    export: str | None = knob(
+        None, "Write the samples to this .npz, for ADM's evaluator.", kind=Path
+    )
+    round_trip: str | None = knob(
+        None, "Score what this model's tokenizer makes of the samples.", kind=Path
+    )
+    batch_size: int = knob(32, "Pictures at a time.", low=1, high=10**6)
 
 
-def main() -> None:
-    """Scores and exports as the flags say."""
-    if _SAMPLES.value is None:
+def main(flags: Flags) -> None:
+    """Scores and exports samples."""
+    if flags.samples is None:
         raise InputError("--samples is missing: give a folder of pictures or an .npz file")
-    if _INCEPTION.value is None and _EXPORT.value is None:
+    if flags.inception is None and flags.export is None:
         raise InputError(
             "--inception is missing: give the network's weights "
             "(experiments/metrics/inception.py says where they come from), or --export"
         )
-    samples = open_images("samples", _SAMPLES.value)
+    samples = open_images("samples", flags.samples)
     reference = None
-    if _REFERENCE.value is not None:
-        reference = open_images("reference", _REFERENCE.value)
-    if _ROUND_TRIP.value is not None:
-        samples = round_trip(samples, load_model(_ROUND_TRIP.value))
-    if _EXPORT.value is not None:
-        if not _EXPORT.value.endswith(".npz"):
-            raise InputError(f"--export={_EXPORT.value}: expected a name that ends in .npz")
+    if flags.reference is not None:
+        reference = open_images("reference", flags.reference)
+    if flags.round_trip is not None:
+        samples = round_trip(samples, load_model(flags.round_trip))
+    if flags.export is not None:
+        if not flags.export.endswith(".npz"):
+            raise InputError(f"--export={flags.export}: expected a name that ends in .npz")
         batches = tqdm(samples.batches(1), "exporting", samples.count, unit="", mininterval=1)
-        write_adm_npz(_EXPORT.value, batches, samples.count)
-        print(f"{samples.count} pictures in {_EXPORT.value}")
-    if _INCEPTION.value is not None:
-        score(samples, reference, load_inception(_INCEPTION.value), _BATCH_SIZE.value)
+        write_adm_npz(flags.export, batches, samples.count)
+        print(f"{samples.count} pictures in {flags.export}")
+    if flags.inception is not None:
+        score(samples, reference, load_inception(flags.inception), flags.batch_size)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

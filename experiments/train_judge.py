@@ -7,11 +7,12 @@ the judge does on held-out photos. It sees no sketches: its word about a sketch'
 from what objects look like.
 """
 
+import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
@@ -23,22 +24,28 @@ from experiments.metrics.measures import mean_and_error, part_miou, silhouette_i
 from experiments.training import datasets, loop
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.images import to_float
-from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.keys import seed_key
+from maskgit_jax.knobs import SEEDS, knob
 from maskgit_jax.training import optimizers, train_state
-
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/judge", "Folder for the weights.")
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 12_000, "Pictures to draw.", lower_bound=1)
-_NUM_HELD_OUT = flags.DEFINE_integer("num_held_out", 500, "Pictures to test on.", lower_bound=1)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 2_500, "Updates.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures per update.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, batches and augmentation.", lower_bound=0)
-_SAVE_EVERY = flags.DEFINE_integer("save_every", 500, "Steps between checkpoints.", lower_bound=1)
 
 HELD_OUT_SEED = 2
 """Neither the training seed nor the scenes that `evaluate` draws."""
 
 _SIZE = 48  # pixels a side
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is trained on, and how."""
+
+    output_dir: str = knob("runs/judge", "Folder for the weights.", kind=Path)
+    num_images: int = knob(12_000, "Pictures to train on.", low=1)
+    num_held_out: int = knob(500, "Pictures to test on.", low=1)
+    num_steps: int = knob(2_500, "Updates.", low=1)
+    batch_size: int = knob(32, "Pictures per update.", low=1)
+    learning_rate: float = knob(4e-3, "Peak learning rate.", low=0.0)
+    seed: int = knob(0, "Random seed of weights, batches and augmentation.", **SEEDS)
+    save_every: int = knob(500, "Steps between checkpoints.", low=1)
 
 
 def draw_scenes(
@@ -56,36 +63,37 @@ def draw_scenes(
     return images, parts, labels
 
 
-def main() -> None:
-    """Trains as the flags say."""
+def main(flags: Flags) -> None:
+    """Trains the judge, and judges it."""
     loop.keep_freed_memory()
-    folder = cli.output_folder(_OUTPUT_DIR)
-    scenes = draw_scenes(datasets.TRAIN_SEED, _NUM_IMAGES.value)
+    folder = cli.output_folder(flags.output_dir)
+    scenes = draw_scenes(datasets.TRAIN_SEED, flags.num_images)
 
     def batch_at(step: int):
-        rows = datasets.batch_indices(_SEED.value, step, _BATCH_SIZE.value, _NUM_IMAGES.value)
+        rows = datasets.batch_indices(flags.seed, step, flags.batch_size, flags.num_images)
         images, parts, labels = (array[rows] for array in scenes)
         return to_float(images), parts.astype(np.int32), labels
 
     judge = Judge()
-    key = seed_key(_SEED.value)
+    key = seed_key(flags.seed)
     params = jax.jit(judge.init)(key, batch_at(0)[0])["params"]
-    optimizer = optimizers.make_optimizer(
-        _LEARNING_RATE.value, _NUM_STEPS.value, min(100, _NUM_STEPS.value // 2), 1e-4
+    schedule = optimizers.learning_rate_schedule(
+        flags.learning_rate, flags.num_steps, min(100, flags.num_steps // 2)
     )
+    optimizer = optimizers.make_optimizer(schedule, 1e-4)
     loss = functools.partial(judge_loss, judge)
-    state = loop.fit(
+    state = loop.train(
+        folder / "judge_training",
         functools.partial(train_state.update, loss, optimizer),
         train_state.init_state(params, optimizer),
-        batch_at,
+        loop.Data(batch_at),
+        num_steps=flags.num_steps,
         key=key,
-        num_steps=_NUM_STEPS.value,
-        directory=folder / "judge_training",
-        save_every=_SAVE_EVERY.value,
+        save_every=flags.save_every,
         export=functools.partial(checkpoint.write_checkpoint, folder / "judge_checkpoint"),
     )
 
-    held_out, parts, labels = draw_scenes(HELD_OUT_SEED, _NUM_HELD_OUT.value)
+    held_out, parts, labels = draw_scenes(HELD_OUT_SEED, flags.num_held_out)
     photos = to_float(held_out)
     for kind, images in (
         ("photos", photos),
@@ -105,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

@@ -100,7 +100,7 @@ def sample(
     power: Float[Array, "B"] | float = 0.0,
     num_steps: int,
     seed: int,
-    indices: Int[Array, "B"],
+    indices: Int[Array | np.ndarray, "B"],
     **settings: Any,
 ) -> Int[Array, "B N"]:
     """`batched.sample` by any sampler, with guided logits.

@@ -314,12 +314,12 @@ def sample(
 
 def begin(
     model: Model,
-    sketch_tokens: Int[Array, "B S"],
+    sketch_tokens: Int[Array | np.ndarray, "B S"],
     settings: StructureSettings,
     *,
     seed: int | UInt32[Array, "B"],
-    indices: Int[Array, "B"],
-    region: Bool[Array, "B N"] | None = None,
+    indices: Int[Array | np.ndarray, "B"],
+    region: Bool[Array | np.ndarray, "B N"] | None = None,
 ) -> tuple[Bool[Array, "L"], Guide, DecodeState]:
     """What `batched.decode_batch` is given, arguments as for `sample`.
 

@@ -304,7 +304,7 @@ def sample(
     method: str,
     num_steps: int,
     seed: int,
-    indices: Int[Array, "B"],
+    indices: Int[Array | np.ndarray, "B"],
     confidence: Float[Array, "B"] | float = 1.0,
     energy: Float[Array | np.ndarray, "_ _"] | None = None,
     first_step: int = 0,

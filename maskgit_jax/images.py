@@ -12,7 +12,6 @@ import secrets
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -54,7 +53,8 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         # Pillow warns of oddities that do not keep a picture from being read.
         warnings.simplefilter("ignore")
         try:
-            return _decode(file, name)
+            with Image.open(file) as image:
+                return _upright(image, name)
         except InputError:
             raise
         except Image.DecompressionBombError as error:
@@ -100,7 +100,7 @@ def as_image(
                 "floats from 0 to 1, [height, width] or [height, width, 3]"
             )
         picture = Image.fromarray(array)
-    return np.array(_to_rgb(picture, "the picture"))
+    return _upright(picture.copy(), "the picture")
 
 
 def fit_image(
@@ -222,26 +222,26 @@ def make_grid(
     return grid
 
 
-def _decode(file: IO[bytes], name: str) -> UInt8[np.ndarray, "h w 3"]:
-    with Image.open(file) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise InputError(
-                f"{name} is {width}x{height} pixels; expected at most "
-                f"{MAX_PIXELS / 1e6:.0f} megapixels: shrink it first"
-            )
-        if min(width, height) < MIN_SIDE:
-            raise InputError(
-                f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
-                "give a larger picture"
-            )
-        frames = 1 if image.format in _ONE_PICTURE_FORMATS else getattr(image, "n_frames", 1)
-        if frames > 1:
-            raise InputError(
-                f"{name} holds {frames} frames; expected one picture: save one frame as PNG"
-            )
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.array(_to_rgb(image, name))
+def _upright(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture's pixels as a person sees them; changes `image`."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name} is {width}x{height} pixels; expected at most "
+            f"{MAX_PIXELS / 1e6:.0f} megapixels: shrink it first"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise InputError(
+            f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
+            "give a larger picture"
+        )
+    frames = 1 if image.format in _ONE_PICTURE_FORMATS else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise InputError(
+            f"{name} holds {frames} frames; expected one picture: save one frame as PNG"
+        )
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(_to_rgb(image, name))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -165,7 +165,7 @@ def resolve(
     settings = {name: fields[name].default for name in declared}
     methods = [methods] if isinstance(methods, str) else methods
     sources = [(f"presets.{method}.", config.presets[method]) for method in methods]
-    for prefix, values in (*sources, ("--", given or {})):
+    for prefix, values in (*sources, ("", given or {})):
         for name, value in values.items():
             if value is None:
                 continue

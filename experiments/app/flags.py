@@ -106,7 +106,7 @@ def _usage(
     for name, each in declared.items():
         default = defaults[name]
         if isinstance(default, tuple):
-            default = ",".join(default)
+            default = ",".join(map(str, default))
         shown = f"  --{name}" if default is None or each.kind is bool else f"  --{name}={default}"
         text = each.help
         if each.choices or each.kind not in (bool, str, Path):

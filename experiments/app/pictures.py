@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 
+from experiments.app.drawings import label_of_path
+from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import read_image
+from maskgit_jax.images import fit_image, read_image
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _GRID = "grid.png"  # what commands write beside their samples
@@ -101,6 +103,26 @@ def picture_files(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in _PICTURES and path.name != _GRID and path.is_file()
     )
+
+
+def read_labelled(
+    folder: Path, config: ModelConfig, *, flag: str, fit: str = "pad", most: int | None = None
+) -> tuple[UInt8[np.ndarray, "n S S 3"], Int[np.ndarray, "n"]]:
+    """The first pictures in a folder and its sub-folders, fitted to a model's size, and classes.
+
+    Raises:
+      InputError: fewer than two, or one that cannot be read or has no class (`label_of_path`).
+    """
+    files = picture_files(folder)[:most]
+    if len(files) < 2:
+        raise InputError(
+            f"--{flag}={folder}: found {len(files)} pictures, expected 2 or more, named "
+            "CLASS_ANYTHING.png or in a sub-folder for each class"
+        )
+    labels = [label_of_path(path, config.class_names) for path in files]
+    size = config.tokenizer.image_size
+    images = np.stack([fit_image(read_image(path), size, mode=fit) for path in files])
+    return images, np.array(labels, np.int32)
 
 
 def _open_folder(folder: Path) -> ImageSet:

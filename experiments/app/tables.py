@@ -1,65 +1,62 @@
-"""Tables of figures in Markdown, and the rows of one that a stopped command has finished."""
+"""Figures with their standard errors, as tables in Markdown and as JSON."""
 
-import json
 import math
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from experiments.app import cli
-from maskgit_jax.errors import InputError
+Figure = tuple[float, float] | float
+"""A value and its standard error, or a number that has none."""
+Figures = dict[str, Figure | None]
+"""By name; None for a figure that a row does not have."""
+Columns = dict[str, tuple[str, int]]
+"""Of each figure that a table shows, its title and its digits after the point."""
 
-Figures = dict[str, tuple[float, float] | None]
-"""Values and standard errors by name; None for a figure that a row does not have."""
 
+def markdown_table(
+    rows: Iterable[tuple[str, Figures]], columns: Columns, heading: str, *, padded: bool
+) -> str:
+    """The rows, each with its label; `heading` stands above the labels.
 
-def markdown_table(rows: dict[str, Figures], columns: dict[str, tuple[str, int]]) -> str:
-    """The rows, with columns of equal width; `columns` gives each figure's title and digits."""
-    lines = [["pictures", *(title for title, _ in columns.values())]]
-    for name, figures in rows.items():
+    `padded`: columns are of equal width, for the eye; else lines change only where figures do.
+    """
+    lines = [[heading, *(title for title, _ in columns.values())]]
+    for name, figures in rows:
         cells = [cell(figures[column], digits) for column, (_, digits) in columns.items()]
         lines.append([name, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) if padded else 3 for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
+    if not padded:
+        widths = [0] * len(widths)
     return "\n".join(
         f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |"
         for line in lines
     )
 
 
-def cell(figure: tuple[float, float] | None, digits: int) -> str:
+def cell(figure: Figure | None, digits: int) -> str:
     """A value ± its standard error; a dash for what is not known."""
-    if figure is None or math.isnan(figure[0]):
+    if figure is None:
         return "-"
-    return " ± ".join("-" if math.isnan(x) else f"{x:.{digits}f}" for x in figure)
+    values = figure if isinstance(figure, tuple) else (figure,)
+    texts = ["-" if math.isnan(x) else f"{x:.{digits}f}" for x in values]
+    return "-" if texts[0] == "-" else " ± ".join(texts)
 
 
-def read_figures(row: dict[str, list[float | None] | None]) -> Figures:
-    """A row of figures as `files.to_json` wrote it."""
+def named_figures(figures: Figures) -> dict[str, Any]:
+    """A row for a file of results: each error and each value under its name."""
     return {
-        name: None if figure is None else tuple(math.nan if x is None else x for x in figure)
-        for name, figure in row.items()
+        name: dict(zip(("value", "standard_error"), figure, strict=True))
+        if isinstance(figure, tuple)
+        else figure
+        for name, figure in figures.items()
     }
 
 
-def read_finished(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of finished rows, each with the `record` of the flags that made it.
-
-    A last line that a kill has cut is dropped from the file.
-
-    Raises:
-      InputError: they were made by other flags, or are no such lines.
-    """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        cli.write_text(path, whole)
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        others = [line for line in lines if line["record"] != record]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path} is damaged: give another --output_dir") from None
-    if others:
-        raise InputError(f"{path} was made by other flags: give another --output_dir")
-    return lines
+def read_figures(row: dict[str, Any]) -> Figures:
+    """A row of figures as `files.to_json` wrote it."""
+    return {
+        name: tuple(math.nan if x is None else x for x in figure)
+        if isinstance(figure, list)
+        else figure
+        for name, figure in row.items()
+    }

@@ -18,12 +18,18 @@ from jaxtyping import Array, Float, Int
 
 from experiments.app.batches import in_batches
 from experiments.demo_world import world
-from maskgit_jax.checkpoints import checkpoint
-from maskgit_jax.checkpoints.checkpoint import parameter_shapes
+from maskgit_jax.checkpoints import checkpoint, download
+from maskgit_jax.errors import InputError
+from maskgit_jax.model import Model, load_model
 
 JUDGE_CHECKPOINT = Path(str(files("experiments.demo_world"))) / "weights" / "judge_checkpoint"
 
 _BATCH = 64
+
+EVAL_SEED = 1
+"""The world's seed of the sketches; the models and the judge were trained on seed 0."""
+REFERENCE_SEED = 5
+"""That of the photos which the Fréchet distance, precision and recall compare with."""
 
 
 class Logits(NamedTuple):
@@ -96,6 +102,24 @@ class Judge(nn.Module):
         return Logits(nn.Conv(self.num_parts, (1, 1))(fine), label, features)
 
 
+def load_demo_world_model(name: str, dtype: str = "float32") -> Model:
+    """Loads a model of the demo world's classes, the only ones that the judge knows.
+
+    Raises:
+      InputError: as `load_model`, or the model has other classes or an unsuited picture size.
+    """
+    known = "the judge knows the demo world's pictures: give demo or a folder of such a model"
+    if name in download.MODELS:  # before gigabytes of it are fetched
+        raise InputError(f"--model={name}: an ImageNet model; {known}")
+    model = load_model(name, dtype=dtype)
+    if model.config.class_names != world.CLASS_NAMES:
+        raise InputError(f"--model={name}: its classes are not the demo world's; {known}")
+    size = model.config.tokenizer.image_size
+    if size % 4:
+        raise InputError(f"--model={name}: image_size is {size}, expected a multiple of 4")
+    return model
+
+
 def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
     """The judge that ships with the project, or another `train_judge` has made, and its weights.
 
@@ -104,13 +128,13 @@ def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
     """
     judge = Judge()
     params = checkpoint.read_checkpoint(path)
-    shapes = parameter_shapes(judge, jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32))
+    shapes = checkpoint.parameter_shapes(judge, jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32))
     checkpoint.check_params(params, checkpoint.manifest_of(shapes), source=str(path))
     return judge, jax.tree.map(jnp.asarray, params)
 
 
 def predict(judge: Judge, params: Any, images: Float[np.ndarray, "b h w 3"]) -> Verdict:
-    """The judge's word on pictures in [0, 1] whose sides are multiples of 4."""
+    """Parts, classes and features of pictures in [0, 1] whose sides are multiples of 4."""
     return in_batches(functools.partial(_predict, judge, params), images, size=_BATCH, exact=True)
 
 

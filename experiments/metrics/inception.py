@@ -39,7 +39,7 @@ import platformdirs
 from jaxtyping import Array, Float, UInt8
 
 from maskgit_jax.errors import InputError
-from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.keys import seed_key
 
 IMAGE_SIZE = 299
 NUM_FEATURES = 2048

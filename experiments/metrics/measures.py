@@ -37,8 +37,8 @@ def jackknife_error(estimates: Float[np.ndarray, "g"]) -> float:
     return float(np.sqrt((len(estimates) - 1) * np.var(estimates)))
 
 
-def _groups(num_samples: int) -> Int[np.ndarray, "n"]:
-    """The number of each sample's group."""
+def jackknife_groups(num_samples: int) -> Int[np.ndarray, "n"]:
+    """The number of each sample's group, of at most 20."""
     return np.arange(num_samples) % min(_JACKKNIFE_GROUPS, num_samples)
 
 
@@ -217,7 +217,7 @@ def frechet_distance(
         return offset @ offset + np.trace(spread) + np.trace(covariance) - 2 * overlap
 
     # Sums over groups of samples are taken once; what is left without a group is a difference.
-    groups = _groups(len(features))
+    groups = jackknife_groups(len(features))
     parts = [features[groups == group] - centre for group in range(groups.max() + 1)]
     sums = [(len(part), part.sum(axis=0), part.T @ part) for part in parts]
     whole = [sum(column) for column in zip(*sums, strict=True)]
@@ -266,7 +266,7 @@ def inception_score(
         divergences = [np.sum(scipy.special.rel_entr(x, x.mean(axis=0)), axis=1) for x in splits]
         return np.mean([np.exp(np.mean(x)) for x in divergences])
 
-    groups = _groups(len(probabilities))
+    groups = jackknife_groups(len(probabilities))
     without = [score(probabilities[groups != group]) for group in range(groups.max() + 1)]
     return float(score(probabilities)), jackknife_error(np.array(without))
 

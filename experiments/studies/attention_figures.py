@@ -1,19 +1,48 @@
-"""The pictures of `experiments/attention.py`: attention maps and structure distances."""
+"""The pictures of `attention`: attention maps and structure distances."""
 
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from experiments.studies.attention_maps import ink
+from experiments.studies import plots
+from experiments.studies.attention import Pair, ink, look, token_attention
+from guidance.structure import layer_distances
 from maskgit_jax.images import to_float
+from maskgit_jax.model import Model
 
 _MOST_COLUMNS = 6
 _INCHES = 2.4  # side of a panel
 _DOTS_PER_INCH = 100
 _LARGE, _SMALL = 20, 17
 _MAPS, _DISTANCES = "viridis", "cividis"  # colour-blind people tell their colours apart
+
+
+def draw_pair(
+    model: Model, pair: Pair, token: tuple[int, int], head: int | None, divergence: str
+) -> tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]:
+    """What one token looks at, and where the attention of photo and sketch differs."""
+    side = model.config.tokenizer.latent_size
+    photo, sketch = (
+        jax.tree.map(lambda inputs: inputs[0], look(model, image[None], np.array([pair.label])))
+        for image in (pair.photo, pair.sketch)
+    )
+    maps = (
+        token_attention(inputs, token[0] * side + token[1], head).reshape(-1, side, side)
+        for inputs in (photo, sketch)
+    )
+    of_heads = "mean of heads" if head is None else f"head {head}"
+    name = model.config.class_names[pair.label].split(",")[0]
+    title = f"{name}: what token {token[0]},{token[1]} looks at ({of_heads})"
+    distances = np.asarray(layer_distances(sketch, photo, divergence))[:, 1:]
+    return draw_attention(pair.photo, pair.sketch, *maps, token, title), draw_distances(
+        pair.photo,
+        pair.sketch,
+        distances.reshape(-1, side, side),
+        f"where attention of photo and sketch differs ({divergence})",
+    )
 
 
 def draw_attention(
@@ -55,7 +84,7 @@ def draw_attention(
             _mark(axes, token, photo_maps.shape[1])
             if row % 2 == 0:
                 axes.set_title(f"layer {layer}", fontsize=_LARGE)
-    return _pixels(figure)
+    return plots.pixels(figure)
 
 
 def draw_distances(
@@ -87,7 +116,7 @@ def draw_distances(
     for axes, (name, heat) in zip(cells[2:], heats.items(), strict=False):
         _show_heat(axes, _DISTANCES, heat, heat.max(), sketch)
         axes.set_title(f"{name}: {heat.mean():.2f}", fontsize=_SMALL)
-    return _pixels(figure)
+    return plots.pixels(figure)
 
 
 def _panels(
@@ -95,10 +124,8 @@ def _panels(
 ) -> tuple[Any, np.ndarray]:
     """A figure with a colour bar below, and its axes, [rows, columns], all still hidden."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
-    size = (max(columns, 4) * _INCHES, rows * _INCHES + 1.5)
-    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
+    figure = plots.new_figure(max(columns, 4) * _INCHES, rows * _INCHES + 1.5, _DOTS_PER_INCH)
     figure.suptitle(title, fontsize=_LARGE)
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1] * rows + [0.07])
     cells = [figure.add_subplot(grid[index]) for index in range(rows * columns)]
@@ -149,11 +176,3 @@ def _mark(axes: Any, token: tuple[int, int], side: int) -> None:
         frame = Rectangle(corner, 1 / side, 1 / side, fill=False, zorder=3)
         frame.set(edgecolor=colour, linewidth=width)
         axes.add_patch(frame)
-
-
-def _pixels(figure: Any) -> UInt8[np.ndarray, "y x 3"]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

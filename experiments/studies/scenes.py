@@ -1,16 +1,18 @@
-"""Held-out scenes of the demo world, and what is measured of pictures against them."""
+"""Held-out scenes of the demo world, samples that follow their sketches, and what is measured."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments.app.guidance_flags import GuidanceFlags
+from experiments.app.batches import in_batches, make_batches
 from experiments.app.tables import Figures
 from experiments.demo_world import world
-from experiments.demo_world.held_out import EVAL_SEED, REFERENCE_SEED
-from experiments.demo_world.judge import predict
+from experiments.demo_world.judge import EVAL_SEED, REFERENCE_SEED, load_judge, predict
 from experiments.metrics.measures import (
     edge_alignment,
     find_edges,
@@ -22,13 +24,18 @@ from experiments.metrics.measures import (
     white_background,
     within_manifold,
 )
-from experiments.studies.samples import Pictures, encode, structure_distances
+from guidance import masksketch
+from guidance.settings import Guided
+from guidance.structure import StructureSettings, Target, structure_distance
 from maskgit_jax.images import to_float
-from maskgit_jax.model import Model
+from maskgit_jax.model import Model, with_class_token
+from maskgit_jax.networks.stacked import attention_inputs
+from maskgit_jax.sampling import batched
+from maskgit_jax.sampling.loop import MASK_ID
+from maskgit_jax.sampling.maskgit import MaskGit
 
 _INK_BELOW = 128
 
-# Title in the table and digits after the point.
 COLUMNS = {
     "silhouette_iou": ("IoU", 3),
     "part_miou": ("part mIoU", 3),
@@ -42,6 +49,16 @@ COLUMNS = {
     "white_background": ("white", 3),
     "sketch_tokens": ("sketch ids", 3),
 }
+
+Labels = Int[np.ndarray, "n"]
+Ids = Int[np.ndarray, "n N"]
+
+
+class Pictures(NamedTuple):
+    """What is measured: pictures and, where they came from ids, those."""
+
+    images: UInt8[np.ndarray, "n H W 3"]
+    ids: Ids | None = None
 
 
 class Scenes(NamedTuple):
@@ -58,67 +75,172 @@ class Scenes(NamedTuple):
     photos: UInt8[np.ndarray, "n H W 3"]
     drawings: UInt8[np.ndarray, "n H W 3"]
     parts: Int[np.ndarray, "n H W"]
-    labels: Int[np.ndarray, "n"]
-    drawing_ids: Int[np.ndarray, "n N"]
+    labels: Labels
+    drawing_ids: Ids
 
 
-def draw_scenes(model: Model, num_scenes: int, condition: str) -> Scenes:
+class Sampling(NamedTuple):
+    """How all samples of a study are made.
+
+    Attributes:
+      model: the generator.
+      guided: the guidance; its record has the seed.
+      batch_size: samples decoded together.
+    """
+
+    model: Model
+    guided: Guided
+    batch_size: int
+
+
+def draw_world(seed: int, count: int, size: int) -> list[world.Scene]:
+    """The first scenes of a seed."""
+    indices = tqdm(range(count), desc="drawing scenes", unit="", delay=1)
+    return [world.draw_scene(seed, index, size=size) for index in indices]
+
+
+def draw_photos(count: int, size: int) -> tuple[UInt8[np.ndarray, "n H W 3"], Labels]:
+    """The first held-out scenes as photos, and their classes."""
+    scenes = draw_world(EVAL_SEED, count, size)
+    labels = np.array([scene.label for scene in scenes], np.int32)
+    return np.stack([scene.image for scene in scenes]), labels
+
+
+def as_picture(drawing: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """A drawing in grey levels with three equal channels."""
+    return np.repeat(drawing[..., None], 3, axis=-1)
+
+
+def draw_scenes(sampling: Sampling, count: int, condition: str = "sketch") -> Scenes:
     """The first held-out scenes, at the size of the model's pictures."""
-    drawn = list(_scenes(EVAL_SEED, num_scenes, model))
-    drawings = np.stack([np.repeat(getattr(scene, condition)[..., None], 3, -1) for scene in drawn])
+    drawn = draw_world(EVAL_SEED, count, sampling.model.config.tokenizer.image_size)
+    drawings = np.stack([as_picture(getattr(scene, condition)) for scene in drawn])
     return Scenes(
         photos=np.stack([scene.image for scene in drawn]),
         drawings=drawings,
         parts=np.stack([scene.parts for scene in drawn]).astype(np.int32),
         labels=np.array([scene.label for scene in drawn], np.int32),
-        drawing_ids=encode(model, drawings),
+        drawing_ids=sampling.model.ids_of(drawings),
     )
 
 
-def reference_features(
-    model: Model, judge: tuple[Any, Any], num_photos: int
-) -> Float[np.ndarray, "n d"]:
-    """The judge's features of photos that are no scene's."""
-    photos = np.stack([scene.image for scene in _scenes(REFERENCE_SEED, num_photos, model)])
-    return predict(*judge, to_float(photos)).features
+class Measure:
+    """Every figure of pictures against their scenes and photos of other scenes."""
+
+    def __init__(self, sampling: Sampling, num_reference: int):
+        self.sampling, self.judge = sampling, load_judge()
+        size = sampling.model.config.tokenizer.image_size
+        drawn = draw_world(REFERENCE_SEED, num_reference, size)
+        photos = np.stack([scene.image for scene in drawn])
+        self.reference = predict(*self.judge, to_float(photos)).features
+
+    def __call__(self, pictures: Pictures, scenes: Scenes) -> Figures:
+        images = to_float(pictures.images)
+        verdict = predict(*self.judge, images)
+        masks = scenes.parts > 0
+        edges = edge_alignment(scenes.drawings[..., 0] < _INK_BELOW, find_edges(images))
+        values = {
+            "silhouette_iou": silhouette_iou(verdict.parts > 0, masks),
+            "part_miou": part_miou(verdict.parts, scenes.parts),
+            "edge_f_score": edges.f_score,
+            "edge_distance": (edges.ink_to_edge + edges.edge_to_ink) / 2,
+            "ink_to_edge": edges.ink_to_edge,
+            "edge_to_ink": edges.edge_to_ink,
+            "class_accuracy": verdict.labels == scenes.labels,
+            "precision": within_manifold(verdict.features, self.reference),
+            "recall": within_manifold(self.reference, verdict.features),
+            "white_background": white_background(images),
+        }
+        if pictures.ids is not None:
+            values["structure_distance"] = structure_distances(
+                self.sampling, scenes.labels, scenes.drawing_ids, pictures.ids
+            )
+            values["sketch_tokens"] = shared_token_share(pictures.ids, scenes.drawing_ids, masks)
+        figures = {name: mean_and_error(value) for name, value in values.items()}
+        figures["frechet_distance"] = frechet_distance(verdict.features, self.reference)
+        return {name: figures.get(name) for name in (*COLUMNS, "ink_to_edge", "edge_to_ink")}
 
 
-def _scenes(seed: int, count: int, model: Model):
-    size = model.config.tokenizer.image_size
-    for index in tqdm(range(count), desc="drawing scenes", unit="", mininterval=1):
-        yield world.draw_scene(seed, index, size=size)
+def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictures:
+    """MaskGIT samples of classes, by the model's presets."""
+    model = sampling.model
+    preset = model.config.presets["maskgit"]
+    masked = np.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID, np.int32)
 
-
-def measure_pictures(
-    model: Model,
-    judge: tuple[Any, Any],
-    reference: Float[np.ndarray, "m d"],
-    guided_flags: GuidanceFlags,
-    pictures: Pictures,
-    scenes: Scenes,
-) -> Figures:
-    """Every figure of pictures against their scenes and the reference photos."""
-    images = to_float(pictures.images)
-    verdict = predict(*judge, images)
-    masks = scenes.parts > 0
-    edges = edge_alignment(scenes.drawings[..., 0] < _INK_BELOW, find_edges(images))
-    values = {
-        "silhouette_iou": silhouette_iou(verdict.parts > 0, masks),
-        "part_miou": part_miou(verdict.parts, scenes.parts),
-        "edge_f_score": edges.f_score,
-        "edge_distance": (edges.ink_to_edge + edges.edge_to_ink) / 2,
-        "ink_to_edge": edges.ink_to_edge,
-        "edge_to_ink": edges.edge_to_ink,
-        "class_accuracy": verdict.labels == scenes.labels,
-        "precision": within_manifold(verdict.features, reference),
-        "recall": within_manifold(reference, verdict.features),
-        "white_background": white_background(images),
-    }
-    if pictures.ids is not None:
-        values["structure_distance"] = structure_distances(
-            model, guided_flags, scenes.labels, scenes.drawing_ids, pictures.ids
+    def sample(tokens, indices):
+        return batched.sample(
+            model,
+            tokens,
+            num_steps=num_steps,
+            seed=sampling.guided.record["seed"],
+            indices=indices,
+            sampler=MaskGit(preset["temperature"], preset["schedule"]),
+            token_temperature=preset["token_temperature"],
         )
-        values["sketch_tokens"] = shared_token_share(pictures.ids, scenes.drawing_ids, masks)
-    figures = {name: mean_and_error(value) for name, value in values.items()}
-    figures["frechet_distance"] = frechet_distance(verdict.features, reference)
-    return {name: figures.get(name) for name in (*COLUMNS, "ink_to_edge", "edge_to_ink")}
+
+    rows = class_tokens(model, labels, masked), np.arange(len(labels))
+    with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
+        ids = in_batches(sample, *rows, size=sampling.batch_size, progress=bar.update)
+    return Pictures(model.images_of(ids), ids)
+
+
+def sample_guided(
+    sampling: Sampling, labels: Labels, drawing_ids: Ids, settings: StructureSettings
+) -> Pictures:
+    """Samples of classes that follow drawings."""
+    model, guided, batch_size = sampling
+    tokens = class_tokens(model, labels, drawing_ids)
+    num_batches = len(make_batches(len(tokens), batch_size))
+    name = f"lambda_s = {settings.lambda_s:g}"
+    with tqdm(total=num_batches * guided.num_steps, desc=name, unit="step") as bar:
+
+        def sample(tokens, indices):
+            first = bar.n
+            return masksketch.sample(
+                model,
+                tokens,
+                settings,
+                num_steps=guided.num_steps,
+                seed=guided.record["seed"],
+                indices=indices,
+                **guided.options,
+                progress=lambda done: bar.update(first + done - bar.n),
+            ).ids
+
+        ids = in_batches(sample, tokens, np.arange(len(tokens)), size=batch_size)
+    return Pictures(model.images_of(ids), ids)
+
+
+def structure_distances(
+    sampling: Sampling, labels: Labels, drawing_ids: Ids, ids: Ids
+) -> Float[np.ndarray, "n"]:
+    """Each sample's distance to a drawing, both of its class, as `masksketch.sample` reports it."""
+    model, guided = sampling.model, sampling.guided
+    distance = functools.partial(
+        _structure_distance,
+        model.transformer,
+        model.transformer_params,
+        guided.settings.layer_weights,
+        guided.options["divergence"],
+    )
+    rows = (class_tokens(model, labels, each) for each in (drawing_ids, ids))
+    return in_batches(distance, *rows, size=sampling.batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _structure_distance(
+    transformer, params, layer_weights, divergence, drawing_tokens, tokens
+) -> Float[Array, "b"]:
+    def one(drawing_tokens, tokens):
+        sketch = attention_inputs(transformer, params, drawing_tokens, len(layer_weights))
+        target = Target(sketch, layer_weights)
+        used = layer_weights > 0
+        distance = structure_distance(transformer, params, tokens, target, used, divergence)
+        return jnp.mean(distance[1:])
+
+    return jax.vmap(one)(drawing_tokens, tokens)
+
+
+def class_tokens(model: Model, labels: Labels, ids: Ids) -> Int[np.ndarray, "n S"]:
+    """Ids behind their class tokens."""
+    return np.asarray(with_class_token(model.config, jnp.asarray(labels), jnp.asarray(ids)))

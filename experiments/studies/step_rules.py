@@ -3,6 +3,7 @@
 Those that do not lie in `masksketch.sample`'s own arguments work on the samples between two steps.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,11 +80,12 @@ def schedule_lambda(first: float, last: float) -> Rule:
         for step in range(batch.num_steps):
             share = first + (last - first) * step / max(batch.num_steps - 1, 1)
             settings = run.guide.settings
-            shares = {
-                "structure_share": jnp.full_like(settings.structure_share, share),
-                "realism_share": jnp.full_like(settings.realism_share, 1 - share),
-            }
-            run.guide = run.guide._replace(settings=settings._replace(**shares))
+            lambda_s = jnp.full_like(settings.knobs.lambda_s, share)
+            settings = settings._replace(
+                knobs=dataclasses.replace(settings.knobs, lambda_s=lambda_s),
+                realism_share=jnp.full_like(settings.realism_share, 1 - share),
+            )
+            run.guide = run.guide._replace(settings=settings)
             run.advance(step)
         return _made(run.sampled[:, 1:], batch.num_steps)
 

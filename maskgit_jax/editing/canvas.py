@@ -8,7 +8,7 @@
 No flags are defined here.
 """
 
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from maskgit_jax.config import TokenizerConfig
 from maskgit_jax.editing.masks import blend, blend_weights, fit_mask, latent_mask
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import read_image
+from maskgit_jax.images import as_image
 
 _WHITE_FROM = 128
 _OUTLINE = (230, 0, 60)
@@ -90,26 +90,34 @@ def resize(
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def read_mask(path: str | Path, height: int, width: int) -> tuple[Bool[np.ndarray, "_ _"], bool]:
-    """A mask file's white (128 and above), and whether it had to be stretched to the size.
+def read_mask(
+    mask: str | os.PathLike[str] | Image.Image | np.ndarray, height: int, width: int
+) -> tuple[Bool[np.ndarray, "_ _"], bool]:
+    """A mask's white (128 and above), and whether it had to be stretched to the size.
+
+    Args:
+      mask: as for `images.as_image`.
+      height: of the picture.
+      width: of the picture.
 
     Raises:
       InputError: no picture, nothing white in it, or nothing else.
     """
-    mask = read_image(path).mean(axis=-1) >= _WHITE_FROM
-    if mask.all() or not mask.any():
-        found = "is white all over" if mask.all() else "has no white"
+    white = as_image(mask).mean(axis=-1) >= _WHITE_FROM
+    name = f"the mask {os.fspath(mask)!r}" if isinstance(mask, str | os.PathLike) else "the mask"
+    if white.all() or not white.any():
+        found = "is white all over" if white.all() else "has no white"
         raise InputError(
-            f"the mask {str(path)!r} {found}; expected white where the picture is to be made "
-            "again and black where it stays"
+            f"{name} {found}; expected white where the picture is to be sampled again and black "
+            "where it stays"
         )
-    if mask.shape == (height, width):
-        return mask, False
-    fitted = fit_mask(mask, height, width)
+    if white.shape == (height, width):
+        return white, False
+    fitted = fit_mask(white, height, width)
     if fitted.all():
         raise InputError(
-            f"the mask {str(path)!r} covers all of the picture at its {width}x{height} pixels; "
-            "expected some black: give a mask of the picture's size"
+            f"{name} covers all of the picture at its {width}x{height} pixels; expected some "
+            "black: give a mask of the picture's size"
         )
     return fitted, True
 

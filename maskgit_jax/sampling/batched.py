@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from maskgit_jax.devices import copy_to_devices, spread_over_devices
@@ -130,7 +131,9 @@ def _advance(method, transformer, params, shared, inputs, state, first_step, las
     return jax.vmap(one)(inputs, state)
 
 
-def sample_keys(seed: int | UInt32[Array, "B"], indices: Int[Array, "B"]) -> Key[Array, "B"]:
+def sample_keys(
+    seed: int | UInt32[Array, "B"], indices: Int[Array | np.ndarray, "B"]
+) -> Key[Array, "B"]:
     """The samples' keys; one seed for all, or each's own."""
     return jax.vmap(sample_key)(jnp.broadcast_to(jnp.uint32(seed), len(indices)), indices)
 
@@ -189,7 +192,7 @@ def sample(
     *,
     num_steps: int,
     seed: int,
-    indices: Int[Array, "B"],
+    indices: Int[Array | np.ndarray, "B"],
     first_step: int = 0,
     sampler: Sampler = MaskGit(),  # noqa: B008 (frozen)
     token_temperature: Float[Array, "B"] | float = 1.0,

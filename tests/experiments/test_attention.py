@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments.studies import attention_figures, attention_maps
+from experiments.studies import attention, attention_figures
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import write_config
 from maskgit_jax.images import read_image
@@ -28,7 +28,7 @@ few_values = st.lists(st.integers(0, 6), min_size=1, max_size=30)
 @given(few_values, few_values)
 def test_area_under_curve_counts_pairs_ties_half(near, far):
     wins = sum((n < f) + 0.5 * (n == f) for n in near for f in far)
-    area = attention_maps.area_under_curve(np.array(near, float), np.array(far, float))
+    area = attention.area_under_curve(np.array(near, float), np.array(far, float))
     assert area == pytest.approx(wins / (len(near) * len(far)))
 
 
@@ -37,12 +37,12 @@ def own_pairs(count):
 
 
 def test_separation_at_its_ends():
-    pairs = attention_maps.other_pairs(np.zeros(12, int), np.random.default_rng(0), same_class=True)
-    perfect = attention_maps.separation(np.zeros(12), np.ones(len(pairs)), pairs)
+    pairs = attention.other_pairs(np.zeros(12, int), np.random.default_rng(0), same_class=True)
+    perfect = attention.separation(np.zeros(12), np.ones(len(pairs)), pairs)
     assert perfect == (1.0, 0.0, 1.0, 12 * 8)
-    blind = attention_maps.separation(np.ones(12), np.ones(len(pairs)), pairs)
+    blind = attention.separation(np.ones(12), np.ones(len(pairs)), pairs)
     assert blind == (0.5, 0.0, 1.0, 12 * 8)
-    nothing = attention_maps.separation(np.ones(12), np.ones(0), np.zeros((0, 2), int))
+    nothing = attention.separation(np.ones(12), np.ones(0), np.zeros((0, 2), int))
     assert nothing.num_far == 0
     assert math.isnan(nothing.auc) and math.isnan(nothing.standard_error)
 
@@ -60,8 +60,8 @@ def test_the_standard_error_is_the_spread_over_worlds():
             i, j = pairs.T
             return np.linalg.norm(sketches[i] - photos[j], axis=1) + oddness[0][i] + oddness[1][j]
 
-        pairs = attention_maps.other_pairs(np.zeros(40, int), rng, same_class=False)
-        result = attention_maps.separation(distance(own_pairs(40)), distance(pairs), pairs)
+        pairs = attention.other_pairs(np.zeros(40, int), rng, same_class=False)
+        result = attention.separation(distance(own_pairs(40)), distance(pairs), pairs)
         areas.append(result.auc)
         errors.append(result.standard_error)
     assert 0.75 < np.mean(areas) < 0.9
@@ -72,7 +72,7 @@ def test_the_standard_error_is_the_spread_over_worlds():
 def test_other_pairs_are_other_scenes_each_once():
     labels = np.array([0] * 12 + [1] * 3 + [2])
     for same_class, counts in ((True, [8] * 12 + [2] * 3 + [0]), (False, [8] * 16)):
-        pairs = attention_maps.other_pairs(labels, np.random.default_rng(0), same_class=same_class)
+        pairs = attention.other_pairs(labels, np.random.default_rng(0), same_class=same_class)
         assert np.all(pairs[:, 0] != pairs[:, 1])
         assert len({tuple(pair) for pair in pairs}) == len(pairs)
         np.testing.assert_array_equal(np.bincount(pairs[:, 0], minlength=16), counts)
@@ -86,7 +86,7 @@ def test_pixel_distances():
     pairs = np.array([[0, 2], [1, 1]])
     grey = np.stack([sketches, photos]).astype(float).mean(axis=-1) / 255
     expected = [np.sqrt(np.mean((grey[0, i] - grey[1, j]) ** 2)) for i, j in pairs]
-    distances = attention_maps.pixel_distances(sketches, photos, pairs)
+    distances = attention.pixel_distances(sketches, photos, pairs)
     np.testing.assert_allclose(distances, expected, rtol=1e-5)
 
 
@@ -94,15 +94,15 @@ def test_the_centre_token_is_in_the_middle_of_the_drawing():
     sketch = np.full((48, 48, 3), 250, np.uint8)
     sketch[10:20, 33] = 20  # rows 10 to 19
     sketch[0, 0] = 240  # paper
-    assert attention_maps.centre_token(sketch, 12) == (15 // 4, 33 // 4)
-    assert attention_maps.centre_token(np.full((48, 48, 3), 9, np.uint8), 12) == (6, 6)
+    assert attention.centre_token(sketch, 12) == (15 // 4, 33 // 4)
+    assert attention.centre_token(np.full((48, 48, 3), 9, np.uint8), 12) == (6, 6)
 
 
 @pytest.fixture(scope="module")
 def tiny_attention(tiny):
     tokens = np.random.default_rng(0).integers(0, 24, (5, 17))
     tokens[:, 0] = 24 + np.arange(5)
-    return attention_maps.attention_inputs(tiny, tokens.astype(np.int32))
+    return attention.attention_inputs(tiny, tokens.astype(np.int32))
 
 
 def softmax(logits):
@@ -119,7 +119,7 @@ def maps_of(inputs: AttentionInputs, picture: int) -> np.ndarray:
 @pytest.mark.parametrize("head", [None, 1])
 def test_token_attention_is_the_token_s_row_without_the_class_token(tiny_attention, head):
     one = jax.tree.map(lambda side: side[3], tiny_attention)
-    maps = attention_maps.token_attention(one, 6, head)
+    maps = attention.token_attention(one, 6, head)
     rows = maps_of(tiny_attention, 3)[:, :, 7, 1:]
     expected = rows.mean(axis=1) if head is None else rows[:, head]
     np.testing.assert_allclose(maps, expected, rtol=1e-4)
@@ -129,7 +129,7 @@ def test_pair_distances_are_jeffreys_over_image_tokens(tiny_attention):
     """More pairs than fit in a batch, so that one is filled up."""
     pairs = np.array([[i, j] for i in range(5) for j in range(5)])[:23]
     sketches = jax.tree.map(lambda side: side[::-1], tiny_attention)
-    distances = attention_maps.pair_distances(sketches, tiny_attention, pairs, "jeffreys")
+    distances = attention.pair_distances(sketches, tiny_attention, pairs, "jeffreys")
     assert distances.shape == (23, 3)
     for (i, j), distance in zip(pairs, distances, strict=True):
         p, q = maps_of(sketches, i), maps_of(tiny_attention, j)
@@ -195,17 +195,18 @@ def test_demo_scenes_give_pictures_and_a_table(tmp_path):
     record = json.loads((tmp_path / "here" / "auc.json").read_text())
     assert record["settings"]["num_scenes"] == 12
     names = [*(f"layer {i}" for i in range(8)), "mean of layers", "pixels (grey levels)"]
-    assert [row["distance"] for row in record["rows"]] == names
-    for row in record["rows"]:
-        assert row["any_class"]["num_far"] == 12 * 8
-        assert row["same_class"]["num_far"] < 12 * 8
-    own = [row["own_photo"] for row in record["rows"]]
+    assert list(record["rows"]) == names
+    rows = list(record["rows"].values())
+    for row in rows:
+        assert row["num_any_class"] == 12 * 8
+        assert row["num_same_class"] < 12 * 8
+    own = [row["own_photo"] for row in rows]
     assert own[8] == pytest.approx(np.mean(own[:8]))
     # What the method rests on.
-    assert record["rows"][8]["any_class"]["auc"] > 0.6
+    assert rows[8]["auc_any_class"]["value"] > 0.6
     table = result.stdout.splitlines()
-    assert len(table) == 12 and table[0].endswith("AUC any class")
-    assert f"{record['rows'][3]['any_class']['auc']:.3f} ± " in table[4]
+    assert len(table) == 13 and "| AUC any class " in table[0]
+    assert f"{rows[3]['auc_any_class']['value']:.3f} ± " in table[5]
     for name in ("attention.png", "distance.png"):
         assert min(read_image(tmp_path / "here" / name).shape[:2]) > 500
 
@@ -248,7 +249,7 @@ def bad_flags(folder: Path, tiny_folder: Path) -> dict[str, tuple[list[str], str
         "token negative": (["--token=-1,2"], "ROW,COLUMN"),
         "scene": (["--scene_index=-1"], "--scene_index=-1"),
         "seed": (["--seed=-1"], "--seed=-1"),
-        "few scenes": (["--num_scenes=9"], "expected 10 to"),
+        "few scenes": (["--num_scenes=9"], "expected a whole number from 10 to 1000"),
         "head": (["--head=4"], "expected 0 to 3"),
         "no sketch": ([photo, "--label=fish"], "--sketch missing"),
         "no photo": ([sketch, "--label=fish"], "--photo missing"),

@@ -85,12 +85,13 @@ def test_the_tables_are_printed_and_written(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 0, result.stderr
-    tables = json.loads((tmp_path / "out/evaluation.json").read_text())["tables"]
-    for rows in tables.values():
-        assert rows["photos"]["seam"] == [1.0, 0.0]
-        assert rows["photos"]["class"][0] == 1
-        assert all(rows[name]["kept"][0] == 1 for name in ("photos", "mean colour", "made anew"))
-        assert rows["mean colour"]["edge"][0] > rows["made anew"]["edge"][0]
+    for table in ("inpainting", "outpainting"):
+        rows = json.loads((tmp_path / "out" / f"{table}.json").read_text())["rows"]
+        assert rows["photos"]["seam"] == {"value": 1.0, "standard_error": 0.0}
+        assert rows["photos"]["class"]["value"] == 1
+        for name in ("photos", "mean colour", "made anew"):
+            assert rows[name]["kept"]["value"] == 1
+        assert rows["mean colour"]["edge"]["value"] > rows["made anew"]["edge"]["value"]
     assert "| as the next class | " in result.stdout
     assert read_image(tmp_path / "out/grid.png").shape[1] > 3 * 96
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.reconstruct import random_mask
+from experiments.studies.reconstruction import random_mask
 from tests.commands import ROOT, assert_refused
 
 
@@ -38,15 +38,19 @@ def test_less_is_reconstructed_from_fewer_ids(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out/reconstruction.json").read_text())["rows"]
     psnr, distance, diversity = (
-        [row[name][0] for row in rows.values()] for name in ("psnr", "perceptual", "diversity")
+        [row[name]["value"] for row in rows.values()]
+        for name in ("psnr", "perceptual", "diversity")
     )
     assert list(rows) == ["0 hidden", "0.25 hidden", "0.95 hidden"]
     assert psnr[0] > psnr[1] > psnr[2] + 3
     assert distance[0] < distance[1] < distance[2]
     assert diversity[0] == 0 < diversity[1] < diversity[2]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "columns",
         "grid.png",
         "reconstruction.json",
+        "reconstruction.jsonl",
+        "reconstruction.md",
         "reconstruction.png",
     }
 

@@ -139,7 +139,7 @@ def embed(variables, images):
     return Inception(colours, colours / 8)
 
 score.load_inception, scoring.embed = lambda source: source, embed
-cli.run(score.main)
+cli.run(score.main, score.Flags)
 """
 
 

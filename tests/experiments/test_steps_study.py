@@ -1,5 +1,6 @@
 """`experiments.steps_study`: the rules that it compares, and the command."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def batch(tiny, count=4, **overrides) -> Batch:
     ids = jax.random.randint(jax.random.key(42), (count, 16), 0, 24)
     tokens = with_class_token(tiny.config, jnp.arange(count) % 5, ids)
     settings = StructureSettings(layer_weights(None, 3), max_mask_rate=1.0, min_mask_rate=0.05)
-    return Batch(tiny, tokens, settings._replace(**overrides), 4, 7, jnp.arange(count))
+    return Batch(tiny, tokens, dataclasses.replace(settings, **overrides), 4, 7, jnp.arange(count))
 
 
 def test_a_child_takes_each_place_from_the_member_that_is_nearest_around_it():
@@ -72,12 +73,15 @@ def test_the_command_goes_on_where_it_stopped(tmp_path):
     second = run()
     assert second.returncode == 0, second.stderr
     lines = [json.loads(text) for text in path.read_text().splitlines()]
-    assert [(line["name"], line["passes"]) for line in lines] == [("cosine", 48), ("best step", 48)]
+    assert [(line["name"], line["figures"]["passes"]) for line in lines] == [
+        ("cosine, 16 steps", 48),
+        ("best step, 16 steps", 48),
+    ]
     assert lines[0] == json.loads(before)
     table = (tmp_path / "steps.md").read_text().splitlines()
     assert len(table) == 4 and "0." in table[2]
     assert min(read_image(tmp_path / "steps.png").shape[:2]) > 500
     other = run("--seed=1")
-    assert other.returncode == 2 and "made by other flags" in other.stderr
+    assert other.returncode == 2 and "made by other flags: seed was 0, is 1" in other.stderr
     nothing = run("--rows=none")
     assert nothing.returncode == 2 and "--rows=none" in nothing.stderr

@@ -13,7 +13,7 @@ import pytest
 from experiments.demo_world import world
 from experiments.metrics import strokes
 from experiments.metrics.measures import mean_and_error
-from experiments.studies.strokes_plot import plot_confidence
+from experiments.studies.strokes import plot_confidence
 from guidance.stroke_sampling import follow_strokes, read_energy
 from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.errors import InputError

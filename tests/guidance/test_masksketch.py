@@ -158,7 +158,7 @@ def test_bad_arguments_are_named(tiny):
         ("schedule=sine: expected one of cosine", {"schedule": "sine"}, {}),
         ("num_proposals=0: expected", {"num_proposals": 0}, {}),
         ("4 layer weights: the model has 3 layers", {}, {"layer_weights": np.ones(4)}),
-        ("lambda_s is 2", {}, {"lambda_s": 2.0}),
+        ("lambda_s=2.0: expected", {}, {"lambda_s": 2.0}),
     ):
         with pytest.raises(InputError, match=words):
             masksketch.sample(

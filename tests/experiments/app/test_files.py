@@ -38,9 +38,9 @@ def test_numbers_of_numpy_and_tuples():
 
 
 def test_figures_read_again_are_those_that_were_written():
-    figures = {"iou": (0.5, 0.125), "alone": (0.25, math.nan), "missing": None}
+    figures = {"iou": (0.5, 0.125), "alone": (0.25, math.nan), "missing": None, "exact": 24.0}
     again = read_figures(strict(to_json(figures)))
     np.testing.assert_equal(again, figures)
     cells = [cell(figure, 3) for figure in again.values()]
-    assert cells == ["0.500 ± 0.125", "0.250 ± -", "-"]
+    assert cells == ["0.500 ± 0.125", "0.250 ± -", "-", "24.000"]
     assert cell((math.nan, math.nan), 3) == "-"

@@ -228,7 +228,7 @@ def test_frechet_distance_and_its_error_hold_over_new_samples():
 
 
 def test_within_manifold_agrees_with_all_pairs_of_points(monkeypatch):
-    monkeypatch.setattr(metrics, "_DISTANCES_AT_ONCE", 100)  # several blocks of rows
+    monkeypatch.setattr(measures, "_DISTANCES_AT_ONCE", 100)  # several blocks of rows
     rng = np.random.default_rng(0)
     points, support = rng.normal(size=(40, 2)), rng.normal(size=(30, 2)) + 2
 

@@ -1,6 +1,7 @@
-"""What attention says of layout: maps of a token, and how well distances tell layouts apart."""
+"""The study behind `attention`: maps of a token, and how well distances tell layouts apart."""
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
+from experiments.app import digests
 from experiments.app.batches import in_batches
+from experiments.app.tables import Figures
+from experiments.demo_world import world
+from experiments.metrics.measures import jackknife_error, jackknife_groups
+from experiments.studies.scenes import as_picture, class_tokens
+from experiments.studies.study import Row, Study
 from guidance.structure import layer_distances
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
@@ -19,9 +26,20 @@ from maskgit_jax.networks.stacked import AttentionInputs
 OTHERS_PER_SKETCH = 8
 """Other scenes that each sketch is held against, in each column of the table."""
 
+TABLE = "auc"
+"""The study's name."""
+
+KINDS = ("same_class", "any_class")
+
 _PAIRS_AT_ONCE = 16
 _IMAGES_AT_ONCE = 16
-_JACKKNIFE_GROUPS = 20
+_COLUMNS = {
+    "own_photo": ("own photo", 3),
+    "same_class": ("same class", 3),
+    "any_class": ("any class", 3),
+    "auc_same_class": ("AUC same class", 3),
+    "auc_any_class": ("AUC any class", 3),
+}
 
 
 class Separation(NamedTuple):
@@ -41,8 +59,83 @@ class Separation(NamedTuple):
     num_far: int
 
 
+class Pair(NamedTuple):
+    """A photo and its sketch, and their class."""
+
+    photo: UInt8[np.ndarray, "H W 3"]
+    sketch: UInt8[np.ndarray, "H W 3"]
+    label: int
+
+
+def study_attention(
+    model: Model,
+    places: dict[str, Path | None],
+    settings: dict[str, Any],
+) -> None:
+    """Prints the table of layers and writes it.
+
+    Args:
+      model: of the demo world's classes.
+      places: where the results go.
+      settings: what the figures depend on: the world's seed, num_scenes, divergence, and the
+        model's name for the record.
+    """
+    seed, num_scenes = settings["seed"], settings["num_scenes"]
+
+    size = model.config.tokenizer.image_size
+
+    @functools.cache
+    def measured() -> dict[str, Figures]:
+        indices = tqdm(range(num_scenes), desc="drawing scenes", unit="", delay=1)
+        scenes = [scene_pair(seed, index, size) for index in indices]
+        photos, sketches, labels = map(np.stack, zip(*scenes, strict=True))
+        rng = np.random.default_rng([seed, num_scenes])
+        own = np.repeat(np.arange(num_scenes)[:, None], 2, axis=1)
+        same, other = (other_pairs(labels, rng, same_class=chosen) for chosen in (True, False))
+        pairs = np.concatenate([own, same, other])
+        looks = look(model, sketches, labels), look(model, photos, labels)
+        by_layer = pair_distances(*looks, pairs, settings["divergence"])
+        distances = [*by_layer.T, by_layer.mean(axis=1), pixel_distances(sketches, photos, pairs)]
+        figures = {}
+        for name, each in zip(names, distances, strict=True):
+            near, *far = np.split(each, [num_scenes, num_scenes + len(same)])
+            figures[name] = {"own_photo": float(np.mean(near))}
+            for kind, distances_far, far_pairs in zip(KINDS, far, (same, other), strict=True):
+                found = separation(near, distances_far, far_pairs)
+                figures[name] |= {
+                    kind: found.mean_far,
+                    f"auc_{kind}": (found.auc, found.standard_error),
+                    f"num_{kind}": found.num_far,
+                }
+        return figures
+
+    names = [f"layer {layer}" for layer in range(model.config.transformer.num_layers)]
+    names += ["mean of layers", "pixels (grey levels)"]
+    Study(
+        TABLE,
+        _COLUMNS,
+        {name: lambda name=name: Row(measured()[name]) for name in names},
+        settings | {"weights": digests.of_weights(model)},
+        heading="distance",
+        **places,
+    ).run()
+
+
+def scene_pair(seed: int, index: int, size: int) -> Pair:
+    """A scene of the demo world."""
+    scene = world.draw_scene(seed, index, size=size)
+    return Pair(scene.image, as_picture(scene.sketch), scene.label)
+
+
+def look(
+    model: Model, images: UInt8[np.ndarray, "n H W 3"], labels: Int[np.ndarray, "n"]
+) -> AttentionInputs:
+    """Queries and keys of all layers of pictures, [n, L, S, H, d]."""
+    return attention_inputs(model, class_tokens(model, labels, model.ids_of(images)))
+
+
 def attention_inputs(model: Model, tokens: Int[np.ndarray, "n S"]) -> AttentionInputs:
-    """Queries and keys of all layers, [n, L, S, H, d], in batches."""
+    """Queries and keys of all layers, [n, L, S, H, d], of tokens in batches."""
     batches = [
         _attention(model.transformer, model.transformer_params, jnp.asarray(batch))
         for batch in np.split(tokens, range(_IMAGES_AT_ONCE, len(tokens), _IMAGES_AT_ONCE))
@@ -148,24 +241,22 @@ def separation(
 ) -> Separation:
     """The area under the curve and its standard error.
 
-    The error is a jackknife over scenes, because a scene's pairs go together: the scenes fall
-    into g groups, θ_k is the area without every pair that has a scene of group k on either side,
-    and the error is √((g − 1)/g · Σ_k (θ_k − θ̄)²).
+    The error is a jackknife over scenes, because a scene's pairs go together: an estimate is the
+    area without every pair that has a scene of one group on either side.
 
     Args:
       near: distance of each scene's sketch to its own photo.
       far: distances of sketches to other scenes' photos.
       far_pairs: the scenes of each of those.
     """
-    num_groups = min(_JACKKNIFE_GROUPS, len(near))
-    groups = np.arange(len(near)) % num_groups
+    groups = jackknife_groups(len(near))
     estimates = [
         area_under_curve(near[groups != k], far[(groups[far_pairs] != k).all(axis=1)])
-        for k in range(num_groups)
+        for k in range(groups.max() + 1)
     ]
     return Separation(
         auc=area_under_curve(near, far),
-        standard_error=float(np.sqrt((num_groups - 1) * np.var(estimates))),
+        standard_error=jackknife_error(np.array(estimates)),
         mean_far=float(np.mean(far)) if len(far) else float("nan"),
         num_far=len(far),
     )

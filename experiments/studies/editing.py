@@ -1,0 +1,164 @@
+"""The study behind `evaluate_editing`: parts of held-out photos sampled anew."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tqdm import tqdm
+
+from experiments.app import digests
+from experiments.app.batches import in_batches
+from experiments.app.tables import Figures
+from experiments.demo_world.judge import load_judge, predict
+from experiments.metrics.measures import mean_and_error
+from experiments.metrics.seams import mean_colour_fill, ratio_and_error, seam, seam_steps
+from experiments.studies.scenes import draw_photos
+from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
+from maskgit_jax.editing.canvas import blend_radius, finish, prepare
+from maskgit_jax.editing.inpaint import EditSettings, remake
+from maskgit_jax.editing.masks import blend_weights
+from maskgit_jax.editing.outpaint import Growth, grow
+from maskgit_jax.images import to_float
+from maskgit_jax.model import Model
+
+_COLUMNS = {"class": ("class", 3), "edge": ("edge", 2), "seam": ("seam", 2), "kept": ("kept", 3)}
+_GRID_COLUMNS = 12
+
+Labels = Int[np.ndarray, "n"]
+
+
+def study_editing(
+    model: Model,
+    settings: EditSettings,
+    places: dict[str, Path | None],
+    record: dict[str, Any],
+    *,
+    num_images: int,
+    batch_size: int,
+) -> None:
+    """Prints the tables of inpainting and outpainting; with a folder, also writes them and a grid.
+
+    `record` is what the figures depend on, the weights excepted; it has the seed.
+    """
+    size = model.config.tokenizer.image_size
+    photos, labels = draw_photos(num_images, size)
+    others = (labels + 1) % model.config.transformer.num_classes
+    round_trips = functools.cache(lambda: model.images_of(model.ids_of(photos)))
+    judge, radius = load_judge(), blend_radius(model.config.tokenizer)
+
+    def in_hole(
+        mask: Bool[np.ndarray, "S S"], edits: dict[str, tuple[Callable[[], Pictures], Labels]]
+    ) -> dict[str, Callable[[], Row]]:
+        reference = seam_steps(to_float(photos), mask, radius)
+        untouched = blend_weights(mask, radius) == 0
+
+        def figures(pictures: Pictures, wanted: Labels) -> Figures:
+            steps = seam_steps(to_float(pictures), mask, radius)
+            same = (pictures == photos)[:, untouched].all(axis=(1, 2))
+            return {
+                "class": mean_and_error(predict(*judge, to_float(pictures)).labels == wanted),
+                "edge": ratio_and_error(steps[:, 0], reference[:, 0]),
+                "seam": seam(steps, reference),
+                "kept": mean_and_error(same),
+            }
+
+        def row(edit: Callable[[], Pictures], wanted: Labels) -> Row:
+            pictures = edit()
+            return Row(figures(pictures, wanted), pictures[:_GRID_COLUMNS])
+
+        shared = {
+            "photos": (lambda: photos, labels),
+            "round trips": (round_trips, labels),
+            "mean colour": (lambda: mean_colour_fill(photos, mask), labels),
+        }
+        rows = (shared | edits).items()
+        return {name: functools.partial(row, *edit) for name, edit in rows}
+
+    edit = functools.partial(_edit, model, settings, record["seed"], batch_size)
+    box, right = centred_box(size), right_half(size)
+    tables = {
+        "inpainting": in_hole(
+            box,
+            {
+                "made anew": (lambda: edit(inpaint, photos, labels, box), labels),
+                "as the next class": (lambda: edit(inpaint, photos, others, box), others),
+            },
+        ),
+        "outpainting": in_hole(
+            right, {"made anew": (lambda: edit(outpaint, photos, labels), labels)}
+        ),
+    }
+    record = record | {"weights": digests.of_weights(model)}
+    studies = [Study(name, _COLUMNS, rows, record, **places) for name, rows in tables.items()]
+    finished = []
+    for study in studies:
+        print(f"{study.name}\n")
+        finished.append(study.run())
+        print()
+    print(f"n = {num_images} photos; {settings.num_steps} steps, {settings.temperature:g}")
+    if studies[0].folder is not None:
+        inpainted, outpainted = finished
+        shown = [
+            *(inpainted[name] for name in ("photos", "mean colour", "made anew")),
+            inpainted["as the next class"],
+            *(outpainted[name] for name in ("mean colour", "made anew")),
+        ]
+        save_pictures(studies[0].folder, {"grid.png": grid([row.shown for row in shown])})
+
+
+def centred_box(size: int) -> Bool[np.ndarray, "{size} {size}"]:
+    """Half the height and half the width."""
+    mask = np.zeros((size, size), bool)
+    mask[size // 4 : size - size // 4, size // 4 : size - size // 4] = True
+    return mask
+
+
+def right_half(size: int) -> Bool[np.ndarray, "{size} {size}"]:
+    """All columns from the middle on."""
+    return np.broadcast_to(np.arange(size) >= size // 2, (size, size))
+
+
+def _edit(
+    model: Model,
+    settings: EditSettings,
+    seed: int,
+    batch_size: int,
+    edit: Callable[..., Pictures],
+    photos: Pictures,
+    labels: Labels,
+    *more: Any,
+) -> Pictures:
+    def of_rows(photos, labels, indices):
+        return edit(model, photos, labels, *more, settings, seed=seed, indices=indices)
+
+    with tqdm(total=len(labels), desc="editing", unit="picture") as bar:
+        rows = photos, labels, np.arange(len(labels))
+        return in_batches(of_rows, *rows, size=batch_size, progress=bar.update)
+
+
+def inpaint(
+    model: Model,
+    photos: Pictures,
+    labels: Labels,
+    mask: Bool[np.ndarray, "S S"],
+    settings: EditSettings,
+    **sampling: Any,
+) -> Pictures:
+    """The photos with the mask made anew."""
+    prepared = [prepare(photo, mask, model.config.tokenizer) for photo in photos]
+    masked = np.stack([picture.hidden for picture in prepared])
+    squares = np.stack([picture.square for picture in prepared])
+    made = remake(model, squares, masked, labels, settings, **sampling)
+    return np.stack([finish(*pair) for pair in zip(prepared, made, strict=True)])
+
+
+def outpaint(
+    model: Model, photos: Pictures, labels: Labels, settings: EditSettings, **sampling: Any
+) -> Pictures:
+    """The photos' left halves, grown to the right."""
+    width = photos.shape[2]
+    growths = [Growth("right", width - width // 2)]
+    return grow(model, photos[:, :, : width // 2], growths, labels, settings, **sampling)
