@@ -29,12 +29,12 @@ from experiments.app.batches import Batch
 from experiments.app.picture_job import (
     GRID,
     PictureFlags,
-    Progress,
     contact_sheet,
     find_wanted,
     make_pictures,
     repeat_rows,
 )
+from experiments.app.run_folder import Progress
 from experiments.metrics.strokes import colour_distance
 from guidance.strokes.automatic import KINDS, Stroke, automatic_stroke
 from guidance.strokes.energies import read_energy

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import in_batches
+from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.demo_world import world
 from experiments.metrics.measures import jackknife_error, jackknife_groups
@@ -180,7 +180,9 @@ def pair_distances(
         return _pair_distances(sketches, photos, jnp.asarray(pairs), divergence)
 
     with tqdm(total=len(pairs), desc="distances", unit="pair", mininterval=1) as bar:
-        return in_batches(distances, pairs, size=_PAIRS_AT_ONCE, exact=True, progress=bar.update)
+        return map_rows(
+            distances, pairs, batch_size=_PAIRS_AT_ONCE, exact=True, progress=bar.update
+        )
 
 
 def pixel_distances(

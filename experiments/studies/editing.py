@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import in_batches
+from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.demo_world.judge import load_judge, predict
 from experiments.metrics.measures import mean_and_error
@@ -136,7 +136,7 @@ def _edit(
 
     with tqdm(total=len(labels), desc="editing", unit="picture") as bar:
         rows = photos, labels, np.arange(len(labels))
-        return in_batches(of_rows, *rows, size=batch_size, progress=bar.update)
+        return map_rows(of_rows, *rows, batch_size=batch_size, progress=bar.update)
 
 
 def inpaint(

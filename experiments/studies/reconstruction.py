@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from experiments.app import digests
-from experiments.app.batches import in_batches
+from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.metrics.measures import mean_and_error, psnr
 from experiments.studies import plots
@@ -110,7 +110,7 @@ def reconstruct(
             indices=rows * _MASKS + number,
         )
 
-    return in_batches(of_rows, photos, labels, np.arange(len(photos)), size=batch_size)
+    return map_rows(of_rows, photos, labels, np.arange(len(photos)), batch_size=batch_size)
 
 
 def random_mask(

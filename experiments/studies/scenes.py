@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from experiments.app.batches import in_batches, make_batches
+from experiments.app.batches import make_batches, map_rows
 from experiments.app.tables import Figures
 from experiments.demo_world import world
 from experiments.demo_world.judge import EVAL_SEED, REFERENCE_SEED, load_judge, predict
@@ -180,7 +180,7 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
 
     rows = class_tokens(model, labels, masked), np.arange(len(labels))
     with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
-        ids = in_batches(sample, *rows, size=sampling.batch_size, progress=bar.update)
+        ids = map_rows(sample, *rows, batch_size=sampling.batch_size, progress=bar.update)
     return Pictures(model.images_of(ids), ids)
 
 
@@ -207,7 +207,7 @@ def sample_guided(
                 progress=lambda done: bar.update(first + done - bar.n),
             ).ids
 
-        ids = in_batches(sample, tokens, np.arange(len(tokens)), size=batch_size)
+        ids = map_rows(sample, tokens, np.arange(len(tokens)), batch_size=batch_size)
     return Pictures(model.images_of(ids), ids)
 
 
@@ -224,7 +224,7 @@ def structure_distances(
         guided.options["divergence"],
     )
     rows = (class_tokens(model, labels, each) for each in (drawing_ids, ids))
-    return in_batches(distance, *rows, size=sampling.batch_size)
+    return map_rows(distance, *rows, batch_size=sampling.batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import in_batches
+from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.studies import plots
 from experiments.studies.scenes import (
@@ -175,7 +175,7 @@ def _sample(sampling: Sampling, rule: StepRule, scenes):
 
     rows = np.arange(len(tokens))
     with tqdm(total=len(rows), desc=f"{rule.name}, {rule.num_steps} steps", unit="sample") as bar:
-        return in_batches(sample, tokens, rows, size=sampling.batch_size, progress=bar.update)
+        return map_rows(sample, tokens, rows, batch_size=sampling.batch_size, progress=bar.update)
 
 
 def plot_passes(rows: Sequence[tuple[str, Figures]]) -> UInt8[np.ndarray, "h w 3"]:

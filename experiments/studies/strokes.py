@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import in_batches
+from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.demo_world import judge
 from experiments.metrics.measures import mean_and_error
@@ -211,7 +211,7 @@ def sample(
 
     rows = np.arange(len(strokes.labels))
     with tqdm(total=len(rows), desc=way.name, unit="picture") as bar:
-        return in_batches(sample_rows, rows, size=batch_size, progress=bar.update)
+        return map_rows(sample_rows, rows, batch_size=batch_size, progress=bar.update)
 
 
 def measure(
