@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --model=imagenet256 --random_weights --batch_size=2
 
-Each variant (`ours`, and `plain`, see `benchmark_plain`) runs in a fresh process, and so does the
+Each variant (`ours`, and `plain`, see `benchmarks.plain`) runs in a fresh process, and so does the
 measurement of the machine's matrix products; they take turns, so what else the machine does hits
 all alike. Figures are medians of --repeats turns, ratios those of neighbours in time. Compilation
 is what JAX reports of it in the first call. Peak memory is what a run takes above what was held
@@ -16,50 +16,55 @@ Writes `benchmark.json` (all figures) and `benchmark.md` (the tables), after eac
 docs/performance.md has results and says how to read them.
 """
 
+import contextlib
+import dataclasses
 import multiprocessing
+from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
 from tqdm import tqdm
 
-from experiments.app import cli, guidance_flags
+from experiments.app import cli
 from experiments.app.files import to_json
-from experiments.benchmarks.cost import VARIANTS, sketches_table, step_table
-from experiments.benchmarks.plain import ABSENT
-from experiments.benchmarks.tables import Measured, case_table, cases_table, summary
+from experiments.app.flag_groups import GuidanceFlags, read_guidance
+from experiments.benchmarks import tables
+from experiments.benchmarks.cost import VARIANTS
+from experiments.benchmarks.plain import PlainMaskSketch
 from experiments.benchmarks.worker import RATE, TASKS, Job, serve
 from maskgit_jax.checkpoints import download
 from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import read_layers
+from maskgit_jax.knobs import knob, read_layers
 from maskgit_jax.model import model_config
 
-flags.adopt_module_key_flags(guidance_flags)
-flags.FLAGS.set_default("num_steps", ["8"])
 
-_TASK = flags.DEFINE_enum("task", "decode", [*TASKS, "cost"], "What is measured.")
-_VARIANTS = flags.DEFINE_list("variants", list(VARIANTS), "plain, ours, or both.")
-_MODELS = flags.DEFINE_list("models", None, "Several models in place of --model.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "Several in place of --batch_size.")
-_RANDOM_WEIGHTS = flags.DEFINE_bool("random_weights", False, "Draw weights; fetches nothing.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each variant.", lower_bound=1)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out", "Folder for the results.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(GuidanceFlags):
+    """What is measured."""
+
+    SEVERAL = ("variants", "models", "batch_sizes")
+
+    task: str = knob("decode", "What is measured.", choices=(*TASKS, "cost"))
+    variants: Any = knob(VARIANTS, "The variants measured.", kind=str, choices=VARIANTS)
+    models: Any = knob(None, "Several models in place of --model.")
+    batch_sizes: Any = knob(None, "Several in place of --batch_size.", kind=int, low=1)
+    random_weights: bool = knob(False, "Random weights; fetches nothing.")
+    repeats: int = knob(5, "Turns of each variant.", low=1)
+    output_dir: str = knob("out", "Folder for the results.")
+    num_steps: int = knob(8, "Decoding steps.", low=1, high=10**6)
 
 
-def main() -> None:
-    """Measures what the flags say."""
-    if _TASK.value == "cost":
+def main(flags: Flags) -> None:
+    """Measures each model with each batch size."""
+    if flags.task == "cost":
         print(_cost_tables())
         return
-    unknown = [name for name in _VARIANTS.value if name not in VARIANTS]
-    if unknown or not _VARIANTS.value:
-        raise InputError(f"--variants={','.join(_VARIANTS.value)}: expected some of plain, ours")
     cases = [
-        _case(model, batch)
-        for model in _MODELS.value or [flags.FLAGS.model]
-        for batch in _batch_sizes()
+        _case(dataclasses.replace(flags, model=model, batch_size=batch))
+        for model in flags.models or [flags.model]
+        for batch in flags.batch_sizes or [flags.batch_size]
     ]
-    output_dir = cli.output_folder(_OUTPUT_DIR)
-    if not _RANDOM_WEIGHTS.value:
+    output_dir = cli.output_folder(flags.output_dir)
+    if not flags.random_weights:
         for model in {case["model"] for case, _ in cases} & set(download.MODELS):
             try:
                 download.fetch_model(model)
@@ -67,118 +72,78 @@ def main() -> None:
                 raise InputError(f"{error}; --random_weights measures without its files") from None
     done: list[dict[str, Any]] = []
     for case, job in cases:
-        done.append(_measured_case(case, job))
+        done.append(_measured_case(case, job, flags.variants))
+        each = "\n".join(map(tables.case_table, done))
+        found = each if len(done) == 1 else f"{tables.cases_table(done)}\n{each}"
         cli.write_text(output_dir / "benchmark.json", to_json(done, indent=1) + "\n")
-        cli.write_text(output_dir / "benchmark.md", _tables(done))
-    print(_tables(done))
+        cli.write_text(output_dir / "benchmark.md", found)
+    print(found)
     print(f"all figures in {output_dir / 'benchmark.json'}")
 
 
-def _batch_sizes() -> list[int]:
-    if _BATCH_SIZES.value is None:
-        return [flags.FLAGS.batch_size]
-    try:
-        sizes = [int(text) for text in _BATCH_SIZES.value]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise InputError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: expected numbers above 0")
-    return sizes
-
-
-def _case(model: str, batch: int) -> tuple[dict[str, Any], Job]:
+def _case(flags: Flags) -> tuple[dict[str, Any], Job]:
     """What is measured, for the results and for the processes; its figures are yet to come."""
-    flags.FLAGS.model = model  # the flags' defaults depend on it
-    config = model_config(model)
-    guided = guidance_flags.read(config)
-    for name, value in ABSENT.items():
-        if "plain" in _VARIANTS.value and getattr(guided.settings, name) != value:
-            raise InputError(f"--{name}: the plain variant has none; give --variants=ours")
-    if guided.choices.num_proposals != 1:
+    config = model_config(flags.model)
+    guided = read_guidance(flags, config)
+    if guided.options.num_proposals != 1:
         raise InputError("--num_proposals: the benchmark knows the published rule, with one")
-    if _TASK.value == "decode" and guided.num_steps < 4:
+    if flags.task == "decode" and guided.num_steps < 4:
         raise InputError(f"--num_steps={guided.num_steps}: expected 4 or more, some to warm up")
-    job = Job(
-        role=RATE,
-        task=_TASK.value,
-        model=model,
-        random_weights=_RANDOM_WEIGHTS.value,
-        dtype=flags.FLAGS.dtype,
-        batch=batch,
-        settings=guided.settings,
-        num_steps=guided.num_steps,
-        choices=guided.choices._asdict(),
-    )
-    case = {
-        "task": job.task,
-        "model": model,
-        "random_weights": job.random_weights,
-        "dtype": job.dtype,
-        "batch": batch,
-        "num_steps": job.num_steps,
-        "full_steps": config.presets["masksketch"]["num_steps"],
-        "repeats": _REPEATS.value,
-        "settings": guided.record,
-    }
-    return case, job
+    if "plain" in flags.variants:
+        PlainMaskSketch(config.transformer, guided.settings, guided.options.divergence)
+    names = ("task", "model", "random_weights", "dtype", "num_steps")
+    described = {name: getattr(flags, name) for name in names} | {"batch": flags.batch_size}
+    job = Job(RATE, settings=guided.settings, options=guided.options._asdict(), **described)
+    full_steps = config.presets["masksketch"]["num_steps"]
+    more = {"full_steps": full_steps, "repeats": flags.repeats, "settings": guided.record}
+    return described | more, job
 
 
-def _measured_case(case: dict[str, Any], job: Job) -> dict[str, Any]:
-    jobs = [job._replace(role=role) for role in (RATE, *_VARIANTS.value)]
-    # Each variant: load, first draw, check.
-    total = _REPEATS.value * len(jobs) + 3 * len(_VARIANTS.value) + 1
+def _measured_case(case: dict[str, Any], job: Job, variants: Sequence[str]) -> dict[str, Any]:
+    jobs = [job._replace(role=role) for role in (RATE, *variants)]
     title = f"{case['model']}, batch {case['batch']}"
+    # Each process: first draw, check; one: the machine.
+    total = (case["repeats"] + 2) * len(jobs) + 1
     with tqdm(total=total, desc=title, unit="question", mininterval=0) as bar:
-        machine, measured = _measure(jobs, bar)
+        machine, measured = _measure(jobs, case["repeats"], bar)
     config = model_config(job.model).transformer
-    figures = summary(job, config, case["full_steps"], measured)
+    figures = tables.summary(job, config, case["full_steps"], measured)
     return case | {"machine": machine, "figures": figures}
 
 
-def _measure(jobs: list[Job], bar: tqdm) -> tuple[dict[str, Any], Measured]:
+def _measure(jobs: list[Job], repeats: int, bar: tqdm) -> tuple[dict[str, Any], tables.Measured]:
     """The machine, and each role's answers."""
-    waiting, measured, machine = list(jobs), {}, None
-    while waiting:
-        group = [_Process(waiting.pop(0), bar)]
-        try:
-            found = group[0].ask("hello")
+    measured, machine = {}, None
+    while jobs:
+        with contextlib.ExitStack() as stack:
+            group = [stack.enter_context(_Process(jobs.pop(0), bar))]
+            found = group[0].ask("machine")
             machine = machine or found
             # A TPU serves one process at a time: no turns there.
             if found is not None and found["platform"] != "tpu":
-                group += [_Process(job, bar) for job in waiting]
-                waiting = []
-            measured |= _take_turns(group)
-        finally:
-            for process in group:
-                process.close()
+                group += [stack.enter_context(_Process(job, bar)) for job in jobs]
+                jobs = []
+            measured |= _take_turns(group, repeats)
     if machine is None:
         raise InputError(f"nothing could be measured: {measured[RATE]['error']}")
     return machine, measured
 
 
-def _take_turns(group: list["_Process"]) -> Measured:
-    measured: Measured = {}
-    variants = [process for process in group if process.role != RATE]
-    for process in variants:
-        process.ask("hello")
-    for process in variants:
-        measured[process.role] = {"first": process.ask("draw", 0)}
-    draws: dict[str, list[Any]] = {process.role: [] for process in group}
-    for turn in range(_REPEATS.value):
+def _take_turns(group: list["_Process"], repeats: int) -> tables.Measured:
+    answers = {process: {"first": process.ask("draw", 0), "draws": []} for process in group}
+    for turn in range(repeats):
         for process in group:
-            draws[process.role].append(process.ask("draw", turn))
+            answers[process]["draws"].append(process.ask("draw", turn))
     for process in group:
-        answers = measured.setdefault(process.role, {})
-        answers["draws"] = draws[process.role]
-        if process in variants:
-            answers["check"] = process.ask("check")
-        if process.error is not None:
-            measured[process.role] = {"error": process.error}
-    return measured
+        answers[process]["check"] = process.ask("check")
+    return {
+        process.role: found if process.error is None else {"error": process.error}
+        for process, found in answers.items()
+    }
 
 
-class _Process:
-    """A `benchmark_worker` in a fresh process; after an error it answers None."""
+class _Process(contextlib.AbstractContextManager):
+    """A `benchmarks.worker` in a fresh process; after an error it answers None."""
 
     def __init__(self, job: Job, bar: tqdm):
         context = multiprocessing.get_context("spawn")
@@ -189,11 +154,7 @@ class _Process:
         theirs.close()
 
     def ask(self, *question: Any) -> Any:
-        """The answer to a question.
-
-        Raises:
-          InputError: as the process says.
-        """
+        """The answer to a question; raises the process's `InputError`."""
         if self.error is not None:
             return None
         self._bar.set_postfix_str(f"{self.role}: {question[0]}")
@@ -208,15 +169,9 @@ class _Process:
         self.error = error
         return answer
 
-    def close(self) -> None:
-        """Ends the process."""
+    def __exit__(self, *error) -> None:
         self._process.terminate()
         self._process.join()
-
-
-def _tables(cases: list[dict[str, Any]]) -> str:
-    each = "\n".join(map(case_table, cases))
-    return each if len(cases) == 1 else f"{cases_table(cases)}\n{each}"
 
 
 def _cost_tables() -> str:
@@ -224,8 +179,9 @@ def _cost_tables() -> str:
     configs = {name: model_config(name).transformer for name in download.MODELS}
     preset = model_config(download.MODELS[0]).presets["masksketch"]
     layers = read_layers(preset["layers"], configs[download.MODELS[0]].num_layers)
-    return f"{step_table(configs, layers, (1, 8, 32))}\n{sketches_table(configs, layers)}"
+    sketches = tables.sketches_table(configs, layers)
+    return f"{tables.step_table(configs, layers, (1, 8, 32))}\n{sketches}"
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

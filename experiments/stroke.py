@@ -12,206 +12,157 @@ picture that does not know of the stroke (0) to the stroke itself (1); the other
 compared (docs/maskgit_edit.md). `learned` needs an --energy of experiments.tune_energy, `iterative`
 a --model of experiments.tune_iterative.
 
-Writes `original.png`, `stroke.png`, `mask.png`, the pictures, `grid.png` (the photo with the mask
-outlined, the stroke, the pictures) and `results.jsonl` (one line per picture); an earlier run's in
-the same folder are replaced. What is farther from the mask than a token's side comes back bit by
-bit.
+Writes `original.png`, `stroke.png`, `mask.png`, the pictures as they are made, `results.jsonl` (one
+line per picture) and in the end `grid.png` (the photo with the mask outlined, the stroke, the
+pictures). A stopped run goes on when the same command is given again; those of other settings are
+replaced. What is farther from the mask than a token's side comes back bit by bit.
 """
 
-import time
-from collections.abc import Collection, Sequence
+import dataclasses
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from jaxtyping import Float32, UInt8
-from tqdm import tqdm
 
 from experiments.app import cli
-from experiments.app.batches import make_batches
-from experiments.app.sample_folder import check_not_replaced, write_samples
+from experiments.app.batches import Batch
+from experiments.app.picture_job import (
+    GRID,
+    PictureFlags,
+    Progress,
+    contact_sheet,
+    find_wanted,
+    make_pictures,
+    repeat_rows,
+)
 from experiments.metrics.strokes import colour_distance
-from guidance.stroke_methods import METHODS
+from guidance.stroke_methods import METHODS, StrokeSettings
 from guidance.stroke_sampling import CONFIDENT, follow_strokes, read_energy
 from guidance.strokes import KINDS, Stroke, automatic_stroke
-from maskgit_jax.config import ModelConfig
-from maskgit_jax.editing.canvas import finish, outlined, prepare, read_mask, resize
-from maskgit_jax.editing.inpaint import EditSettings, chosen_settings
-from maskgit_jax.editing.masks import fit_mask
+from maskgit_jax.editing.canvas import finish, prepare, read_mask
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, read_image, save_png
-from maskgit_jax.knobs import KNOBS, check_value
-from maskgit_jax.labels import find_label
-from maskgit_jax.model import DTYPES, load_model, model_config
+from maskgit_jax.images import read_image
+from maskgit_jax.knobs import knob, optional, resolve
+from maskgit_jax.model import Model, model_config
 
-_MOST_SAMPLES = 10_000
-_GRID_SIDE = 384
-
-_IMAGE = flags.DEFINE_string("image", None, "Picture file.")
-_LABEL = flags.DEFINE_string("label", None, "Class to be seen: a name or a number.")
-_STROKE = flags.DEFINE_string("stroke", None, "The picture, painted over; of the same size.")
-_MASK = flags.DEFINE_string("mask", None, "White where paint is; of the same size.")
-_AUTO = flags.DEFINE_enum("auto", None, KINDS, "In place of both: a stroke made from the picture.")
-_METHOD = flags.DEFINE_enum("method", "tilt", METHODS, "How the stroke leads.")
-_CONFIDENCE = flags.DEFINE_float("confidence", None, "How far the stroke is followed, 0 to 1.")
-_ENERGY = flags.DEFINE_string("energy", None, "For learned: the energy.npy of tune_energy.")
-_MODEL = flags.DEFINE_string("model", "demo", "demo, imagenet256, imagenet512 or a model's folder.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "What the transformer computes in.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Decoding steps.")
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the choice which ids to keep.")
-_TOKEN_TEMPERATURE = flags.DEFINE_float(
-    "token_temperature", None, "Ids are sampled from softmax(logits / it)."
+_StrokeKnobs = dataclasses.make_dataclass(
+    "_StrokeKnobs", optional(StrokeSettings), frozen=True, kw_only=True
 )
-_SEED = flags.DEFINE_integer("seed", 0, "With a sample's index, all that it depends on.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Pictures to make.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Samples decoded together.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "out", "Folder for the results.")
 
 
-def main() -> None:
-    """Makes pictures as the flags say."""
-    # All that can be wrong is looked at before anything large is fetched or made.
-    config = model_config(_MODEL.value)
-    settings, confidence = read_settings(config)
-    if _IMAGE.value is None:
-        raise InputError("no --image: give the picture to edit, such as --image=photo.png")
-    if _LABEL.value is None:
-        raise InputError("--image without --label: say what is to be seen, such as --label=house")
-    label = find_label(_LABEL.value, config.class_names)
-    energy = read_method(config.transformer.codebook_size)
-    image = read_image(_IMAGE.value)
-    stroke = read_stroke(image)
-    output_dir = cli.output_folder(_OUTPUT_DIR)
-    inputs = {"original.png": image, "stroke.png": stroke.painted}
-    inputs["mask.png"] = np.repeat(stroke.mask[..., None].astype(np.uint8) * 255, 3, axis=-1)
-    check_inputs_stay(output_dir, inputs)
-    model = load_model(_MODEL.value, dtype=_DTYPE.value)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(PictureFlags, _StrokeKnobs):
+    """The picture, what is painted on it, and how that leads."""
 
+    image: str | None = knob(None, "Picture file.", kind=Path)
+    label: str | None = knob(None, "Class to be seen: a name or a number.")
+    stroke: str | None = knob(None, "The picture, painted over; of the same size.", kind=Path)
+    mask: str | None = knob(None, "White where paint is; of the same size.", kind=Path)
+    auto: str | None = knob(
+        None, "In place of both: a stroke made from the picture.", choices=KINDS
+    )
+    method: str = knob("tilt", "How the stroke leads.", choices=METHODS)
+    energy: str | None = knob(None, "For learned: the energy.npy of tune_energy.", kind=Path)
+
+
+def main(flags: Flags) -> None:
+    """Samples pictures that follow a stroke."""
+    config = model_config(flags.model)
+    given = {name: getattr(flags, name) for name in StrokeSettings.__dataclass_fields__}
+    settings = StrokeSettings(**resolve(config, "stroke", StrokeSettings, given=given))
+    if flags.confidence is not None and flags.method not in CONFIDENT:
+        raise InputError(
+            f"--confidence with --method={flags.method}: only {', '.join(CONFIDENT)} have one"
+        )
+    image, label = find_wanted(flags.image, flags.label, config)
+    energy = read_method(flags, config.transformer.codebook_size)
+    stroke = read_stroke(flags, image)
     picture = prepare(image, stroke.mask, config.tokenizer)
     painted = prepare(stroke.painted, stroke.mask, config.tokenizer).square
-    record = {
-        **{flag.name: flag.value for flag in (_IMAGE, _STROKE, _MASK, _AUTO)},
-        "label": label,
-        "class_name": config.class_names[label],
-        "method": _METHOD.value,
-        "confidence": confidence if _METHOD.value in CONFIDENT else None,
-        "energy": _ENERGY.value,
-        **settings._asdict(),
-        **{flag.name: flag.value for flag in (_MODEL, _DTYPE, _SEED)},
-    }
-    pictures, lines = [], []
-    batches = make_batches(_NUM_SAMPLES.value, _BATCH_SIZE.value)
-    for batch in tqdm(batches, desc="painting", unit="batch"):
-        size = len(batch.rows)
-        start = time.perf_counter()
-        samples = follow_strokes(
-            model,
-            *(np.repeat(x[None], size, 0) for x in (picture.square, painted)),
-            np.repeat(picture.hidden[None], size, 0),
-            np.full(size, label),
-            settings,
-            method=_METHOD.value,
-            confidence=confidence,
-            energy=energy,
-            seed=_SEED.value,
-            indices=batch.rows,
-        )
-        seconds = (time.perf_counter() - start) / batch.count
-        for index, made in enumerate(samples.images[: batch.count], batch.first):
-            pictures.append(finish(picture, made))
-            distance = colour_distance(pictures[-1][None], stroke.painted[None], stroke.mask[None])
-            lines.append(
-                {
-                    "file": f"sample_{index:03d}.png",
-                    "index": index,
-                    "colour_distance": round(float(distance[0]), 6),
-                    "seconds_per_sample": round(seconds, 3),
-                    "includes_compilation": batch is batches[0],
-                    **record,
-                }
+
+    def sampler(model: Model):
+        def sample(batch: Batch, progress: Progress):
+            samples = follow_strokes(
+                model,
+                *repeat_rows(batch, picture.square, painted, picture.hidden, np.array(label)),
+                settings,
+                method=flags.method,
+                confidence=settings.confidence,
+                energy=energy,
+                seed=flags.seed,
+                indices=batch.rows,
             )
-    write_samples(output_dir, pictures, lines, contact_sheet(image, stroke, pictures))
-    for name, shown in inputs.items():
-        save_png(output_dir / name, shown)
-    mean = np.mean([line["colour_distance"] for line in lines])
-    print(f"{len(lines)} pictures in {output_dir}, mean colour distance to the stroke {mean:.4f}")
-    print(f"look at {output_dir / 'grid.png'}")
+            made = [finish(picture, square) for square in samples.images[: batch.count]]
+            # One at a time: large pictures take gigabytes as floats.
+            distances = [
+                colour_distance(each[None], stroke.painted[None], stroke.mask[None])[0]
+                for each in made
+            ]
+            return made, [{"colour_distance": round(float(each), 6)} for each in distances]
 
+        return sample
 
-def read_settings(config: ModelConfig) -> tuple[EditSettings, float]:
-    """The settings and the confidence: the flags' values, else those of the model's presets."""
-    for flag, most in ((_NUM_SAMPLES, _MOST_SAMPLES), (_BATCH_SIZE, 10_000)):
-        if not 1 <= flag.value <= most:
-            raise InputError(f"--{flag.name}={flag.value}: expected 1 to {most}")
-    if not 0 <= _SEED.value < 2**32:
-        raise InputError(f"--seed={_SEED.value}: expected 0 to {2**32 - 1}")
-    settings = chosen_settings(
-        config, _NUM_STEPS.value, _TEMPERATURE.value, _TOKEN_TEMPERATURE.value, "stroke"
+    others = dataclasses.asdict(settings)
+    confidence = others.pop("confidence")
+    folder, lines = make_pictures(
+        "stroke",
+        flags,
+        {
+            **{name: getattr(flags, name) for name in ("image", "stroke", "mask", "auto")},
+            "label": label,
+            "class_name": config.class_names[label],
+            "method": flags.method,
+            "confidence": confidence if flags.method in CONFIDENT else None,
+            "energy": flags.energy,
+            **others,
+            **{name: getattr(flags, name) for name in ("model", "dtype", "seed")},
+        },
+        inputs={name: getattr(flags, name) for name in ("image", "stroke", "mask", "energy")},
+        sampler=sampler,
+        num_steps=settings.num_steps,
+        sheet=lambda pictures: contact_sheet(
+            image, stroke.mask, [stroke.painted, *pictures], side=max(stroke.mask.shape)
+        ),
+        shown={
+            "original.png": image,
+            "stroke.png": stroke.painted,
+            "mask.png": np.repeat(stroke.mask[..., None].astype(np.uint8) * 255, 3, axis=-1),
+        },
     )
-    confidence = config.presets["stroke"]["confidence"]
-    if _CONFIDENCE.value is not None:
-        confidence = _CONFIDENCE.value
-        check_value("--confidence", confidence, KNOBS["stroke"]["confidence"])
-    if _CONFIDENCE.value is not None and _METHOD.value not in CONFIDENT:
-        raise InputError(
-            f"--confidence with --method={_METHOD.value}: only {', '.join(CONFIDENT)} have one"
-        )
-    return settings, confidence
+    mean = np.mean([line["colour_distance"] for line in lines])
+    print(f"{len(lines)} pictures in {folder}, mean colour distance to the stroke {mean:.4f}")
+    print(f"look at {folder / GRID}")
 
 
-def read_method(codebook_size: int) -> Float32[np.ndarray, "K K"] | None:
+def read_method(flags: Flags, codebook_size: int) -> Float32[np.ndarray, "K K"] | None:
     """The energy of --energy; None for a method without a learned one."""
-    if (_METHOD.value == "learned") != (_ENERGY.value is not None):
+    if (flags.method == "learned") != (flags.energy is not None):
         raise InputError(
             "--method=learned and --energy go together: give the energy.npy that "
             "experiments.tune_energy writes"
         )
-    return None if _ENERGY.value is None else read_energy(_ENERGY.value, codebook_size)
+    return None if flags.energy is None else read_energy(flags.energy, codebook_size)
 
 
-def read_stroke(image: UInt8[np.ndarray, "h w 3"]) -> Stroke:
+def read_stroke(flags: Flags, image: UInt8[np.ndarray, "h w 3"]) -> Stroke:
     """The stroke of --stroke and --mask, or of --auto."""
-    given = [flag.name for flag in (_STROKE, _MASK, _AUTO) if flag.value is not None]
+    given = [name for name in ("stroke", "mask", "auto") if getattr(flags, name) is not None]
     if given == ["auto"]:
-        return automatic_stroke(image, _AUTO.value, _SEED.value)
+        return automatic_stroke(image, flags.auto, flags.seed)
     if given != ["stroke", "mask"]:
         found = " and ".join(f"--{name}" for name in given) or "none"
         raise InputError(f"expected --stroke and --mask, or --auto; found {found}")
     height, width = image.shape[:2]
-    painted = read_image(_STROKE.value)
-    mask, stretched = read_mask(_MASK.value, height, width)
-    for flag, other_size in ((_STROKE, painted.shape != image.shape), (_MASK, stretched)):
+    painted = read_image(flags.stroke)
+    mask, stretched = read_mask(flags.mask, height, width)
+    for name, other_size in (("stroke", painted.shape != image.shape), ("mask", stretched)):
         if other_size:
             raise InputError(
-                f"--{flag.name}={flag.value} is not of the picture's size, {width}x{height} pixels"
+                f"--{name}={getattr(flags, name)} is not of the picture's size, "
+                f"{width}x{height} pixels"
             )
     return Stroke(painted, mask)
 
 
-def check_inputs_stay(output_dir: Path, names: Collection[str]) -> None:
-    """Raises InputError where the results would replace a file that a flag names."""
-    for flag in (_IMAGE, _STROKE, _MASK):
-        if flag.value is not None:
-            check_not_replaced(flag.name, flag.value, output_dir)
-            if Path(flag.value).resolve() in {(output_dir / name).resolve() for name in names}:
-                raise InputError(
-                    f"--{flag.name}={flag.value} would be overwritten: give another --output_dir"
-                )
-
-
-def contact_sheet(
-    image: UInt8[np.ndarray, "H W 3"],
-    stroke: Stroke,
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with the mask outlined, the stroke, then the results; large ones shrunk."""
-    height, width = stroke.mask.shape
-    scale = min(1.0, _GRID_SIDE / max(height, width))
-    small = max(1, round(height * scale)), max(1, round(width * scale))
-    shown = [outlined(resize(image, *small), fit_mask(stroke.mask, *small))]
-    shown += [resize(picture, *small) for picture in (stroke.painted, *pictures)]
-    return make_grid(shown, scale=max(1, _GRID_SIDE // 2 // max(small)))
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

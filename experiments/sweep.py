@@ -20,23 +20,24 @@ does its share; elsewhere --coordinator_address, --num_processes and --process_i
 The folder must be one that all hosts see, such as gs://bucket/folder.
 """
 
+import dataclasses
+import functools
 import math
-import sys
 import time
-from collections.abc import Collection
 from importlib.resources import files
+from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from tqdm import tqdm
 
-from experiments import report
-from experiments.app import cli, digests, guidance_flags
+from experiments.app import cli, digests
 from experiments.app.drawings import read_drawings
-from experiments.sweeps import best_of
-from experiments.sweeps.best_of import Rejection
-from experiments.sweeps.folder import SweepFolder
+from experiments.app.flag_groups import GuidanceFlags, read_grid
+from experiments.app.run_folder import RunFolder
+from experiments.sweeps import best_of, page
+from experiments.sweeps.best_of import BestOf, BestOfFlags
 from experiments.sweeps.plan import (
     Item,
     Plan,
@@ -44,30 +45,14 @@ from experiments.sweeps.plan import (
     plan_batches,
     plan_items,
     plan_record,
+    sketch_file,
 )
-from experiments.sweeps.run import Decoder, decode_batch, make_decoder
+from experiments.sweeps.run import decode_batch, make_decoder
+from guidance.settings import PER_SAMPLE
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model, model_config
-
-# --help lists them too.
-flags.adopt_module_key_flags(guidance_flags)
-flags.adopt_module_key_flags(best_of)
-
-_SKETCHES = flags.DEFINE_string(
-    "sketches",
-    str(files("experiments") / "sketches" / "*.png"),
-    "Pattern of drawings, or a .csv file of sketch,label.",
-)
-_LABEL = flags.DEFINE_string("label", None, "Class of all pictures; else names say it.")
-_FIT = flags.DEFINE_enum("fit", "pad", ["pad", "crop"], "How a sketch that is not square fits.")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "Pictures for each combination: --seed, and following.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "sweep", "Folder for the results, or gs://….")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan alone.")
-_MULTIHOST = flags.DEFINE_bool("multihost", False, "Share the work with the other hosts.")
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Host 0, host:port.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of hosts.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This host's number.")
 
 _MOST = 10**6
 _POLL_SECONDS = 2.0
@@ -75,90 +60,130 @@ _POLL_SECONDS = 2.0
 _EFFICIENCY = 0.3
 
 
-def main() -> None:
-    """Sweeps as the flags say."""
-    config = model_config(flags.FLAGS.model)
-    plan, chooser, host, num_hosts = _read_flags(config)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(GuidanceFlags, BestOfFlags):
+    """Sketches, seeds, and the hosts that share the work; settings may have several values."""
+
+    SEVERAL: ClassVar[tuple[str, ...]] = PER_SAMPLE
+
+    sketches: str = knob(
+        str(files("experiments") / "sketches" / "*.png"),
+        "Pattern of drawings, or a .csv file of sketch,label.",
+        kind=Path,
+    )
+    label: str | None = knob(None, "Class of all pictures; else names say it.")
+    fit: str = knob("pad", "How a sketch that is not square fits.", choices=("pad", "crop"))
+    seeds: int = knob(1, "Pictures for each combination: --seed, and following.", low=1, high=_MOST)
+    output_dir: str = knob("sweep", "Folder for the results, or gs://….", kind=Path)
+    dry_run: bool = knob(False, "Print the plan alone.")
+    multihost: bool = knob(False, "Share the work with the other hosts.")
+    coordinator_address: str | None = knob(None, "Host 0, host:port.")
+    num_processes: int | None = knob(None, "Number of hosts.", low=1, high=_MOST, kind=int)
+    process_id: int | None = knob(None, "This host's number.", low=0, high=_MOST, kind=int)
+
+
+def main(flags: Flags) -> None:
+    """Samples a picture for every combination of settings, sketches and seeds."""
+    config = model_config(flags.model)
+    plan, chooser, host, num_hosts = _read_flags(flags, config)
     items = plan_items(plan)
     if len(items) > _MOST:
         raise InputError(f"{len(items)} items: expected {_MOST} at most; give fewer values")
-    per_batch = max(1, flags.FLAGS.batch_size // chooser.num_candidates)
+    per_batch = max(1, flags.batch_size // chooser.num_candidates)
     batches = plan_batches(items, per_batch)
-    folder, record = SweepFolder(_OUTPUT_DIR.value, host, num_hosts), plan_record(plan)
-    if not _DRY_RUN.value:
-        folder.check(record)  # before anything large is loaded
-    if host == 0:
+    if flags.dry_run:
         _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
-    if _DRY_RUN.value:
         return
-
-    model = load_model(flags.FLAGS.model, dtype=plan.dtype)
-    measure = chooser.load()
-    record |= {"weights": digests.of_weights(model)}
-    folder.open(record, [drawing.image for drawing in plan.drawings])
-    finished = folder.finished()
-    own = batches[host::num_hosts]
-    missing = [batch for batch in own if any(item.number not in finished for item in batch)]
-    if len(missing) < len(own):
-        print(f"{len(own) - len(missing)} of {len(own)} batches are finished")
-    if missing:
-        decoder = make_decoder(
-            model,
-            plan,
-            batches,
-            measure,
-            num_candidates=chooser.num_candidates,
-            batch_size=flags.FLAGS.batch_size,
+    folder = RunFolder(flags.output_dir, "sweep", key="item", host=host, num_hosts=num_hosts)
+    record = plan_record(plan)
+    with folder.claim(record):  # before anything large is loaded
+        if host == 0:
+            _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
+        model = load_model(flags.model, dtype=plan.dtype)
+        measure = chooser.load()
+        record["weights"] = digests.of_weights(model)
+        folder.open(record, {sketch_file(i): each.image for i, each in enumerate(plan.drawings)})
+        get_decoder = functools.cache(
+            lambda: make_decoder(
+                model,
+                plan,
+                batches,
+                measure,
+                num_candidates=chooser.num_candidates,
+                batch_size=flags.batch_size,
+            )
         )
-        _run(folder, decoder, missing, finished.keys(), host)
-    _wait_for_other_hosts(folder, len(items))
-    if host == 0:
-        folder.merge()
-        report.write_report(folder.path)
-        print(f"{len(items)} pictures in {folder.path}")
-        print(f"look at {folder.path / 'report.html'}")
+
+        def make(batch: list[Item], first: bool, progress):
+            start = time.perf_counter()
+            made = decode_batch(get_decoder(), batch, progress)
+            return made, {
+                "host": host,
+                "items": [item.number for item in batch],
+                "num_steps": batch[0].setting["num_steps"],
+                "seconds": round(time.perf_counter() - start, 3),
+                "includes_compilation": first,
+                "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+
+        # Batches are filled up; one with more candidates than are decoded together takes several.
+        largest = max(map(len, batches)) * chooser.num_candidates
+        passes = math.ceil(largest / flags.batch_size)
+        folder.make_missing(
+            batches[host::num_hosts],
+            make,
+            items=lambda batch: [item.number for item in batch],
+            num_steps=lambda batch: passes * batch[0].setting["num_steps"],
+        )
+        _wait_for_other_hosts(folder, len(items))
+        if host == 0:
+            folder.merge()
+            page.write_report(folder.path)
+            print(f"{len(items)} pictures in {folder.path}")
+            print(f"look at {folder.path / 'report.html'}")
 
 
-def _read_flags(config: ModelConfig) -> tuple[Plan, Rejection, int, int]:
+def _read_flags(flags: Flags, config: ModelConfig) -> tuple[Plan, BestOf, int, int]:
     """The plan, what chooses among candidates, this host's number and how many there are."""
-    grid = guidance_flags.read_grid(config)
-    first = flags.FLAGS.seed
-    if not 1 <= _SEEDS.value <= _MOST or first + _SEEDS.value > 2**32:
-        raise InputError(f"--seeds={_SEEDS.value}: expected a number of seeds from 1 to {_MOST}")
+    grid = read_grid(flags, config)
+    end = flags.seed + flags.seeds
+    if end > 2**32:
+        raise InputError(f"--seeds={flags.seeds}: the last would be {end - 1}, above {2**32 - 1}")
     drawings = read_drawings(
-        _SKETCHES.value,
+        flags.sketches,
         config.class_names,
         config.tokenizer.image_size,
-        label=_LABEL.value,
-        fit=_FIT.value,
+        label=flags.label,
+        fit=flags.fit,
     )
-    report.check_packages()
+    page.check_packages()
     # Before anything touches the devices.
-    host, num_hosts = _join_hosts()
-    chooser = best_of.read(config)
+    host, num_hosts = _join_hosts(flags)
+    chooser = best_of.read(flags, config)
     plan = Plan(
-        model=flags.FLAGS.model,
+        model=flags.model,
         class_names=config.class_names,
-        choices=grid.choices,
-        dtype=flags.FLAGS.dtype,
+        options=grid.options,
+        dtype=flags.dtype,
         values=grid.values,
         drawings=drawings,
-        seeds=list(range(first, first + _SEEDS.value)),
+        seeds=list(range(flags.seed, end)),
         rejection=chooser.record,
     )
     return plan, chooser, host, num_hosts
 
 
-def _join_hosts() -> tuple[int, int]:
+def _join_hosts(flags: Flags) -> tuple[int, int]:
     """This host's number and how many there are."""
-    places = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-    if not _MULTIHOST.value:
-        for flag in places:
-            if flag.value is not None:
-                raise InputError(f"--{flag.name} without --multihost: give that too, or neither")
+    names = ("coordinator_address", "num_processes", "process_id")
+    places = {name: getattr(flags, name) for name in names}
+    if not flags.multihost:
+        for name, value in places.items():
+            if value is not None:
+                raise InputError(f"--{name} without --multihost: give that too, or neither")
         return 0, 1
     try:
-        jax.distributed.initialize(*(flag.value for flag in places))
+        jax.distributed.initialize(**places)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"--multihost: the hosts cannot be joined ({error}); off TPU slices, give "
@@ -190,7 +215,7 @@ def _print_plan(
     # Batches are filled up.
     steps = sum(batch[0].setting["num_steps"] for batch in batches) * max(map(len, batches))
     rate = _EFFICIENCY * _matrix_product_rate() * devices
-    operations = operations_per_step(config.transformer, plan.choices.num_proposals)
+    operations = operations_per_step(config.transformer, plan.options["num_proposals"])
     seconds = operations * num_candidates * steps / rate
     print(f"about {format_seconds(seconds)} and the compilation; the bar knows better as it goes")
 
@@ -216,44 +241,7 @@ def _matrix_product_rate() -> float:
     return 2 * side**3 / min(times)
 
 
-def _run(
-    folder: SweepFolder,
-    decoder: Decoder,
-    batches: list[list[Item]],
-    finished: Collection[int],
-    host: int,
-) -> None:
-    """Decodes batches whole and adds their items that are not finished yet.
-
-    Ctrl-C and SIGTERM end the process after the batch in hand, with status 130 and 143.
-    """
-    passes = math.ceil(
-        decoder.num_items * decoder.num_candidates / decoder.batch_size
-    )  # of a batch with more candidates than are decoded together
-    total = passes * sum(batch[0].setting["num_steps"] for batch in batches)
-    with cli.signals_noticed() as signals, tqdm(total=total, unit="step", desc="compiling") as bar:
-        for batch in batches:
-            start = time.perf_counter()
-            made = decode_batch(decoder, batch, bar.update)
-            folder.add(
-                [each for each in made if each.line["item"] not in finished],
-                {
-                    "host": host,
-                    "items": [item.number for item in batch],
-                    "num_steps": batch[0].setting["num_steps"],
-                    "seconds": round(time.perf_counter() - start, 3),
-                    "includes_compilation": batch is batches[0],
-                    "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                },
-            )
-            bar.set_description("sampling")
-            if signals:
-                bar.close()
-                print("stopped; the same command goes on from here", file=sys.stderr)
-                sys.exit(128 + signals[0])
-
-
-def _wait_for_other_hosts(folder: SweepFolder, num_items: int) -> None:
+def _wait_for_other_hosts(folder: RunFolder, num_items: int) -> None:
     """Returns when all items are finished; the other hosts need this one until then."""
     with tqdm(total=num_items, desc="waiting for other hosts", unit="item", delay=2) as bar:
         while (count := len(folder.finished())) < num_items:
@@ -262,4 +250,4 @@ def _wait_for_other_hosts(folder: SweepFolder, num_items: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

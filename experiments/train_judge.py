@@ -3,8 +3,8 @@
     python -m experiments.train_judge --output_dir=runs/judge
 
 Writes `judge_checkpoint` into the folder; started again, it resumes. At the end it prints how well
-the judge does on held-out photos. It sees no sketches: what it says of a sketch's shape must
-come from what objects look like.
+the judge does on held-out photos. It sees no sketches: its word about a sketch's shape must come
+from what objects look like.
 """
 
 import dataclasses
@@ -14,17 +14,18 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
+from tqdm import tqdm
 
 from experiments.app import cli
+from experiments.demo_world import world
 from experiments.demo_world.judge import Judge, predict
 from experiments.demo_world.judge_training import empty_pictures, judge_loss, roughen
 from experiments.metrics.measures import mean_and_error, part_miou, silhouette_iou
-from experiments.studies.scenes import draw_world
 from experiments.training import datasets, loop
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.images import to_float
+from maskgit_jax.keys import seed_key
 from maskgit_jax.knobs import SEEDS, knob
-from maskgit_jax.sampling.keys import seed_key
 from maskgit_jax.training import optimizers, train_state
 
 HELD_OUT_SEED = 2
@@ -38,7 +39,7 @@ class Flags:
     """What is trained on, and how."""
 
     output_dir: str = knob("runs/judge", "Folder for the weights.", kind=Path)
-    num_images: int = knob(12_000, "Pictures to draw.", low=1)
+    num_images: int = knob(12_000, "Pictures to train on.", low=1)
     num_held_out: int = knob(500, "Pictures to test on.", low=1)
     num_steps: int = knob(2_500, "Updates.", low=1)
     batch_size: int = knob(32, "Pictures per update.", low=1)
@@ -49,18 +50,21 @@ class Flags:
 
 def draw_scenes(
     seed: int, num_scenes: int
-) -> tuple[UInt8[np.ndarray, "n S S 3"], UInt8[np.ndarray, "n S S"], Int[np.ndarray, "n"]]:
+) -> tuple[
+    UInt8[np.ndarray, "n size size 3"], UInt8[np.ndarray, "n size size"], Int[np.ndarray, "n"]
+]:
     """The first photos of a seed, the parts at their pixels, and their labels."""
-    scenes = draw_world(seed, num_scenes, _SIZE)
-    labels = np.array([scene.label for scene in scenes], np.int32)
-    images, parts = (
-        np.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "parts")
-    )
-    return images, parts.astype(np.uint8), labels
+    images = np.empty((num_scenes, _SIZE, _SIZE, 3), np.uint8)
+    parts = np.empty((num_scenes, _SIZE, _SIZE), np.uint8)
+    labels = np.empty(num_scenes, np.int32)
+    for i in tqdm(range(num_scenes), desc="drawing pictures", unit="", mininterval=1):
+        scene = world.draw_scene(seed, i, size=_SIZE)
+        images[i], parts[i], labels[i] = scene.image, scene.parts, scene.label
+    return images, parts, labels
 
 
 def main(flags: Flags) -> None:
-    """Trains the judge and tests it."""
+    """Trains the judge, and judges it."""
     loop.keep_freed_memory()
     folder = cli.output_folder(flags.output_dir)
     scenes = draw_scenes(datasets.TRAIN_SEED, flags.num_images)
@@ -73,17 +77,18 @@ def main(flags: Flags) -> None:
     judge = Judge()
     key = seed_key(flags.seed)
     params = jax.jit(judge.init)(key, batch_at(0)[0])["params"]
-    optimizer = optimizers.make_optimizer(
-        flags.learning_rate, flags.num_steps, min(100, flags.num_steps // 2), 1e-4
+    schedule = optimizers.learning_rate_schedule(
+        flags.learning_rate, flags.num_steps, min(100, flags.num_steps // 2)
     )
+    optimizer = optimizers.make_optimizer(schedule, 1e-4)
     loss = functools.partial(judge_loss, judge)
-    state = loop.fit(
+    state = loop.train(
+        folder / "judge_training",
         functools.partial(train_state.update, loss, optimizer),
         train_state.init_state(params, optimizer),
-        batch_at,
-        key=key,
+        loop.Data(batch_at),
         num_steps=flags.num_steps,
-        directory=folder / "judge_training",
+        key=key,
         save_every=flags.save_every,
         export=functools.partial(checkpoint.write_checkpoint, folder / "judge_checkpoint"),
     )

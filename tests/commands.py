@@ -61,11 +61,13 @@ def run_each(
         "    output, errors = io.StringIO(), io.StringIO()\n"
         f"    sys.argv = ['{module}', *args]\n"
         "    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):\n"
+        "        status = None\n"
         "        try:\n"
         f"            cli.run({module}.main, {module}.Flags)\n"
         "        except SystemExit as stop:\n"
-        "            texts = output.getvalue(), errors.getvalue()\n"
-        "            results[name] = stop.code, *texts, [*compiled], len(hits)\n"
+        "            status = stop.code\n"
+        "    texts = output.getvalue(), errors.getvalue()\n"
+        "    results[name] = status, *texts, [*compiled], len(hits)\n"
         "print(json.dumps(results))\n"
     )
     process = subprocess.run(

@@ -50,10 +50,10 @@ def make_batches(count: int, size: int, *, exact: bool = False) -> list[Batch]:
     ]
 
 
-def in_batches(
+def map_rows(
     function: Callable[..., Any],
     *arrays: np.ndarray,
-    size: int,
+    batch_size: int,
     exact: bool = False,
     progress: Callable[[int], Any] | None = None,
 ) -> Any:
@@ -62,14 +62,19 @@ def in_batches(
     Args:
       function: gives an array, or a tree of arrays, with a leading axis of the rows given.
       arrays: with a leading axis of rows, one at least.
-      size: as for `make_batches`.
+      batch_size: as for `make_batches`.
       exact: likewise.
       progress: called with the number of rows of each batch that is done.
     """
     results = []
-    for batch in make_batches(len(arrays[0]), size, exact=exact):
+    for batch in make_batches(len(arrays[0]), batch_size, exact=exact):
         result = function(*(array[batch.rows] for array in arrays))
         results.append(jax.tree.map(lambda x: np.asarray(x)[: batch.count], result))  # noqa: B023
         if progress is not None:
             progress(batch.count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def in_batches(function: Callable[..., Any], *arrays: np.ndarray, size: int, **options: Any) -> Any:
+    """`map_rows` by its earlier name."""
+    return map_rows(function, *arrays, batch_size=size, **options)

@@ -1,4 +1,4 @@
-"""The console script: `maskgit sketch --label=fish` is `python -m experiments.sketch --label=fish`."""
+"""The console script: `maskgit sketch --seed=1` is `python -m experiments.sketch --seed=1`."""
 
 import ast
 import difflib

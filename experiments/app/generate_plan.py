@@ -4,11 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import KNOBS, check_value
+from maskgit_jax.knobs import knobs_of, resolve
 from maskgit_jax.labels import find_label
 from maskgit_jax.sampling.batched import Sampler
 from maskgit_jax.sampling.halton import Halton
+from maskgit_jax.sampling.loop import LoopSettings
 from maskgit_jax.sampling.maskgit import MaskGit
 from maskgit_jax.sampling.remdm import ReMdm
 
@@ -59,19 +61,18 @@ class Plan(NamedTuple):
         return SAMPLERS[self.sampler](**self.settings)
 
 
-def choose_settings(
-    sampler: str, preset: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
+def choose_settings(config: ModelConfig, sampler: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A sampler's settings: the given ones, in place of a model's presets.
 
     Raises:
       InputError: a setting that the sampler lacks, or a value that it cannot take.
     """
+    classes = LoopSettings, SAMPLERS[sampler]
     for name, value in given.items():
-        if name not in KNOBS[sampler]:
+        if name not in knobs_of(*classes):
             raise InputError(f"--{name}={value}: --sampler={sampler} has no such setting")
-        check_value(f"--{name}", value, KNOBS[sampler][name])
-    settings = {**preset, **(_LOOP if given.get("window") == "loop" else {}), **given}
+    loop = _LOOP if given.get("window") == "loop" else {}
+    settings = resolve(config, sampler, *classes, given={**loop, **given})
     if sampler != "remdm":
         return settings
     for name, choice, without in (("eta", "remask", "conf"), ("alpha_on", "window", "switch")):

@@ -3,11 +3,12 @@
 Operations are those of matrix products, two for a multiplication and its addition. Bytes are what
 crosses the device's memory if every product reads its inputs and writes its output once and all
 else is fused into a product beside it. Letters: `S` tokens with the class token, `D` width, `M`
-width of an MLP's hidden layer, `H` heads, `K` codes, `V` vocabulary, `B` batch, `e` bytes of a
-number. Two variants: `ours` and `plain` (see `benchmark_plain`), each for what it really runs.
+width of an MLP's inner layer, `H` heads, `K` codes, `V` vocabulary, `B` batch, `e` bytes of a
+number. Two variants: `ours` and `plain` (see `benchmarks.plain`), each for what it really runs;
+`layers` are those that are compared, from 0 up.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import NamedTuple
 
 from maskgit_jax.config import TransformerConfig
@@ -43,9 +44,11 @@ DEVICES = {
 
 def layer_operations(config: TransformerConfig) -> int:
     """Of one layer and one sequence: 2·S·(4·D² + 2·D·M) + 4·S²·D."""
-    tokens, width = config.sequence_length, config.hidden_size
-    dense = 2 * tokens * (4 * width**2 + 2 * width * config.intermediate_size)
-    return dense + 2 * map_operations(config)
+    return 2 * config.sequence_length * _layer_weights(config) + 2 * map_operations(config)
+
+
+def _layer_weights(config: TransformerConfig) -> int:
+    return 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
 
 
 def map_operations(config: TransformerConfig) -> int:
@@ -55,8 +58,16 @@ def map_operations(config: TransformerConfig) -> int:
 
 def head_operations(config: TransformerConfig, columns: int) -> int:
     """Of the output head with logits over `columns` ids: 2·S·(D² + D·columns)."""
-    width = config.hidden_size
-    return 2 * config.sequence_length * (width**2 + width * columns)
+    return 2 * config.sequence_length * _head_weights(config, columns)
+
+
+def _head_weights(config: TransformerConfig, columns: int) -> int:
+    return config.hidden_size**2 + config.hidden_size * columns
+
+
+def _columns(config: TransformerConfig, variant: str) -> int:
+    """Ids that a variant computes logits of."""
+    return config.vocabulary_size if variant == "plain" else config.codebook_size
 
 
 def step_operations(
@@ -66,24 +77,18 @@ def step_operations(
 
     The plain variant's structure pass asks for all layers, and the compiler drops what follows the
     queries and keys of the highest of `layers`; ours loops over alike rounds, and leaves out the
-    highest one's MLP. Attention makes the sample's maps but those of the plain variant's highest
-    layer. Ours makes the sketch's anew, the plain variant holds them.
-
-    Args:
-      config: the transformer's.
-      layers: those that are compared, from 0 up.
-      variant: one of `VARIANTS`.
-      guided: false where the guidance scale is 0: ours then makes no logits of another class.
+    highest one's MLP. Attention computes the sample's maps but those of the plain variant's highest
+    layer. Ours computes the sketch's anew, the plain variant holds them. Where ours is not
+    `guided`, it computes no logits of another class.
     """
     layer, one_map, highest = layer_operations(config), map_operations(config), max(layers)
     plain = variant == "plain"
-    columns = config.vocabulary_size if plain else config.codebook_size
-    passes = 2 if plain or guided else 1
+    logits = config.num_layers * layer + head_operations(config, _columns(config, variant))
     queries_and_keys = 4 * config.sequence_length * config.hidden_size**2
     # Of a single round the compiler makes no loop, and drops what nothing needs.
     last = queries_and_keys if plain or not highest else 2 * queries_and_keys + one_map
     return {
-        "logits": passes * (config.num_layers * layer + head_operations(config, columns)),
+        "logits": (2 if plain or guided else 1) * logits,
         "structure pass": highest * layer + last,
         "comparison": one_map * (1 if plain else 1 + len(layers)),
     }
@@ -112,19 +117,16 @@ def layer_bytes(
     float32, written and read once; so are the maps, in `e` bytes. A fused kernel for attention
     keeps both on the chip (`maps_in_memory=False`).
     """
-    width, hidden = config.hidden_size, config.intermediate_size
-    weights = (4 * width**2 + 2 * width * hidden) * number_bytes
-    per_token = (20 * width + 2 * hidden) * number_bytes
+    per_token = (20 * config.hidden_size + 2 * config.intermediate_size) * number_bytes
     if maps_in_memory:
         per_token += config.num_heads * config.sequence_length * (2 * _FLOAT32 + 2 * number_bytes)
-    return weights + sequences * config.sequence_length * per_token
+    return _layer_weights(config) * number_bytes + sequences * config.sequence_length * per_token
 
 
 def head_bytes(config: TransformerConfig, sequences: int, number_bytes: int, columns: int) -> int:
     """Of the output head: its weights once, and B·S·((4·D)·e + 4·columns); logits are float32."""
-    width = config.hidden_size
-    weights = (width**2 + width * columns) * number_bytes
-    per_token = 4 * width * number_bytes + _FLOAT32 * columns
+    per_token = 4 * config.hidden_size * number_bytes + _FLOAT32 * columns
+    weights = _head_weights(config, columns) * number_bytes
     return weights + sequences * config.sequence_length * per_token
 
 
@@ -132,7 +134,6 @@ def step_bytes(
     config: TransformerConfig,
     layers: Collection[int],
     variant: str,
-    *,
     batch: int,
     number_bytes: int,
     maps_in_memory: bool = True,
@@ -142,27 +143,19 @@ def step_bytes(
     Comparing costs ours the sketch's queries and keys, and its logits written and read; the plain
     variant reads the sketch's maps, and writes and reads the sample's logits and maps.
     """
-    tokens = config.sequence_length
-    passes, sequences = (2, batch) if variant == "plain" else (1, 2 * batch)
-    columns = config.vocabulary_size if variant == "plain" else config.codebook_size
-    logits = passes * (
-        config.num_layers
-        * layer_bytes(config, sequences, number_bytes, maps_in_memory=maps_in_memory)
-        + head_bytes(config, sequences, number_bytes, columns)
+    plain, tokens = variant == "plain", config.sequence_length
+    passes, sequences = (2, batch) if plain else (1, 2 * batch)
+    layer, layer_logits = (
+        layer_bytes(config, count, number_bytes, maps_in_memory=maps_in_memory)
+        for count in (batch, sequences)
     )
-    structure = (max(layers) + 1) * layer_bytes(
-        config, batch, number_bytes, maps_in_memory=maps_in_memory
-    )
-    map_floats = config.num_heads * tokens**2
-    if variant == "plain":
-        comparison = 5 * map_floats * _FLOAT32
-    else:
-        comparison = 2 * tokens * config.hidden_size * number_bytes
-        comparison += 2 * map_floats * _FLOAT32 if maps_in_memory else 0
+    head = head_bytes(config, sequences, number_bytes, _columns(config, variant))
+    map_bytes = config.num_heads * tokens**2 * _FLOAT32
+    ours = 2 * tokens * config.hidden_size * number_bytes + 2 * map_bytes * maps_in_memory
     return {
-        "logits": logits,
-        "structure pass": structure,
-        "comparison": batch * len(layers) * comparison,
+        "logits": passes * (config.num_layers * layer_logits + head),
+        "structure pass": (max(layers) + 1) * layer,
+        "comparison": batch * len(layers) * (5 * map_bytes if plain else ours),
     }
 
 
@@ -175,85 +168,10 @@ def step_seconds(
     config: TransformerConfig,
     layers: Collection[int],
     device: Device,
-    *,
     batch: int,
     maps_in_memory: bool = True,
 ) -> float:
     """The least time of one step of `batch` samples on one chip, ours in bfloat16."""
     operations = batch * sum(step_operations(config, layers, "ours").values())
-    moved = step_bytes(
-        config, layers, "ours", batch=batch, number_bytes=2, maps_in_memory=maps_in_memory
-    )
+    moved = step_bytes(config, layers, "ours", batch, 2, maps_in_memory)
     return least_seconds(operations, sum(moved.values()), device)
-
-
-def step_table(
-    configs: Mapping[str, TransformerConfig], layers: Collection[int], batches: Collection[int]
-) -> str:
-    """Markdown: operations and bytes of a step, plain in float32 against ours in bfloat16."""
-    lines = [
-        "| model | batch | operations, plain | ours | bytes, plain, float32 | ours, bfloat16 | "
-        "ours, maps on the chip |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, config in configs.items():
-        for batch in batches:
-            operations = (
-                batch * sum(step_operations(config, layers, variant).values())
-                for variant in VARIANTS
-            )
-            moved = (
-                step_bytes(
-                    config,
-                    layers,
-                    variant,
-                    batch=batch,
-                    number_bytes=number_bytes,
-                    maps_in_memory=maps_in_memory,
-                )
-                for variant, number_bytes, maps_in_memory in (
-                    ("plain", 4, True),
-                    ("ours", 2, True),
-                    ("ours", 2, False),
-                )
-            )
-            cells = [f"{value / 1e12:.2f} T" for value in operations]
-            cells += [f"{sum(parts.values()) / 1e9:.1f} GB" for parts in moved]
-            lines.append(f"| {name} | {batch} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def sketches_table(
-    configs: Mapping[str, TransformerConfig],
-    layers: Collection[int],
-    *,
-    batch: int = 32,
-    sketches: int = 50_000,
-    steps: Collection[int] = (500, 16),
-) -> str:
-    """Markdown: hours that many sketches take at least, and at half of what the device can do."""
-    lines = [
-        f"| model | steps | device | a step of {batch} samples on a chip | {sketches:,} sketches | "
-        "at half the ceiling | with maps on the chip |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, config in configs.items():
-        for count in steps:
-            for device_name, device in DEVICES.items():
-                in_memory, on_chip = (
-                    step_seconds(config, layers, device, batch=batch, maps_in_memory=where)
-                    for where in (True, False)
-                )
-                batches = count * sketches / (batch * device.chips)
-                cells = (
-                    f"{in_memory * 1e3:.1f} ms",
-                    _duration(in_memory * batches),
-                    _duration(2 * in_memory * batches),
-                    _duration(on_chip * batches),
-                )
-                lines.append(f"| {name} | {count} | {device_name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

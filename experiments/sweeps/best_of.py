@@ -1,18 +1,13 @@
-"""Rejection sampling: of several candidates for a picture, the one with the best score is kept.
+"""Best-of-N: how many candidates a picture has, what is measured of them, what is best."""
 
-The flags say how many candidates there are, what is measured of each and what is best. MaskSketch
-(arXiv:2302.05496) mentions it.
-"""
-
+import dataclasses
 import functools
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 from jaxtyping import Float, Int, UInt8
 
 from experiments.app import digests
@@ -20,38 +15,44 @@ from experiments.demo_world import world
 from experiments.metrics import classifiers, clip
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knob
 
 _MOST = 1000
 
-_KEEP = flags.DEFINE_string("keep", "all", "all, or best_of_N: the best of N candidates.")
-_SCORE = flags.DEFINE_enum(
-    "score",
-    None,
-    ["clip", "classifier", "structure"],
-    "What is best with --keep=best_of_N: alike in CLIP, a probable class, or (default) a small "
-    "structure distance.",
-)
-_CLIP = flags.DEFINE_string(
-    "clip",
-    None,
-    f"Measure with this CLIP: a folder, or a name on the hub; --score=clip takes {clip.DEFAULT} "
-    "when not given.",
-)
-_CLIP_PROMPT = flags.DEFINE_string(
-    "clip_prompt", "a photo of a {}", "Text that CLIP compares with; {} is the class name."
-)
-_CLIP_SKETCH_WEIGHT = flags.DEFINE_float(
-    "clip_sketch_weight", 1.0, "In the CLIP score, weight of the likeness to the sketch."
-)
-_CLIP_TEXT_WEIGHT = flags.DEFINE_float(
-    "clip_text_weight", 1.0, "In the CLIP score, weight of the likeness to the text."
-)
-_CLASSIFIER = flags.DEFINE_string(
-    "classifier",
-    None,
-    "Network for the class's probability: an .onnx file, or a folder of transformers; the demo "
-    "world has its own.",
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOfFlags:
+    """How many candidates, what is measured of each, and which is best."""
+
+    keep: str = knob("all", "all, or best_of_N: the best of N candidates.")
+    score: str | None = knob(
+        None,
+        "What is best with --keep=best_of_N: alike in CLIP, a probable class, or (default) a small "
+        "structure distance.",
+        choices=("clip", "classifier", "structure"),
+    )
+    clip: str | None = knob(
+        None,
+        "Measure with this CLIP: a folder, or a name on the hub; --score=clip takes "
+        f"{clip.DEFAULT} when not given.",
+        kind=Path,
+    )
+    clip_prompt: str = knob(
+        "a photo of a {}", "Text that CLIP compares with; {} is the class name."
+    )
+    clip_sketch_weight: float = knob(
+        1.0, "In the CLIP score, weight of the likeness to the sketch.", low=0.0, high=1e6
+    )
+    clip_text_weight: float = knob(
+        1.0, "In the CLIP score, weight of the likeness to the text.", low=0.0, high=1e6
+    )
+    classifier: str | None = knob(
+        None,
+        "Network for the class's probability: an .onnx file, or a folder of transformers; the demo "
+        "world has its own.",
+        kind=Path,
+    )
+
 
 Measure = Callable[
     [
@@ -67,8 +68,8 @@ Measure = Callable[
 `clip_text`, with CLIP, the cosines; `score`, with several candidates, of which the highest wins."""
 
 
-class Rejection(NamedTuple):
-    """What the flags say, checked.
+class BestOf(NamedTuple):
+    """The candidates of a sweep.
 
     Attributes:
       num_candidates: candidates for each picture; 1 keeps all.
@@ -82,37 +83,39 @@ class Rejection(NamedTuple):
     load: Callable[[], Measure]
 
 
-def read(config: ModelConfig) -> Rejection:
-    """Reads the flags for a model.
+def read(flags: BestOfFlags, config: ModelConfig) -> BestOf:
+    """What the flags ask of a model.
 
     Raises:
-      InputError: a value that does not fit, or no classifier where one should be.
+      InputError: values that do not go together, or no classifier where one should be.
     """
-    num_candidates = _num_candidates()
-    score = (_SCORE.value or "structure") if num_candidates > 1 else None
-    clip_source = _CLIP.value or (clip.DEFAULT if score == "clip" else None)
-    for flag, works, needed in (
-        (_SCORE, num_candidates > 1, "--keep=best_of_N"),
-        (_CLIP_PROMPT, clip_source is not None, "--score=clip or --clip"),
-        (_CLIP_SKETCH_WEIGHT, score == "clip", "--score=clip"),
-        (_CLIP_TEXT_WEIGHT, score == "clip", "--score=clip"),
+    num_candidates = _num_candidates(flags.keep)
+    score = (flags.score or "structure") if num_candidates > 1 else None
+    clip_source = flags.clip or (clip.DEFAULT if score == "clip" else None)
+    for name, works, needed in (
+        ("score", num_candidates > 1, "--keep=best_of_N"),
+        ("clip_prompt", clip_source is not None, "--score=clip or --clip"),
+        ("clip_sketch_weight", score == "clip", "--score=clip"),
+        ("clip_text_weight", score == "clip", "--score=clip"),
     ):
-        if flag.present and not works:
-            raise InputError(f"--{flag.name} without {needed} changes nothing: give both or none")
-    if _CLIP_PROMPT.value.count("{}") != 1:
+        if getattr(flags, name) != getattr(BestOfFlags, name) and not works:
+            raise InputError(f"--{name} without {needed} changes nothing: give both or none")
+    if flags.clip_prompt.count("{}") != 1:
         raise InputError(
-            f"--clip_prompt={_CLIP_PROMPT.value!r}: expected {{}} once, where the class name goes"
+            f"--clip_prompt={flags.clip_prompt!r}: expected {{}} once, where the class name goes"
         )
-    weights = _clip_weights()
+    weights = flags.clip_sketch_weight, flags.clip_text_weight
+    if not any(weights):
+        raise InputError("--clip_sketch_weight and --clip_text_weight are both 0: give one more")
 
     record: dict[str, Any] = {"num_candidates": num_candidates, "score": score}
-    record |= {"classifier": _CLASSIFIER.value, "clip": clip_source}
+    record |= {"classifier": flags.classifier, "clip": clip_source}
     load_classifier = None
-    if _CLASSIFIER.value is not None:
-        classifiers.check_source(_CLASSIFIER.value)
-        record["classifier_digest"] = digests.of_path(_CLASSIFIER.value)
+    if flags.classifier is not None:
+        classifiers.check_source(flags.classifier)
+        record["classifier_digest"] = digests.of_path(flags.classifier)
         load_classifier = functools.partial(
-            classifiers.load_classifier, _CLASSIFIER.value, len(config.class_names)
+            classifiers.load_classifier, flags.classifier, len(config.class_names)
         )
     elif config.class_names == world.CLASS_NAMES:
         record["classifier"], load_classifier = "judge", classifiers.load_demo_judge
@@ -124,10 +127,10 @@ def read(config: ModelConfig) -> Rejection:
     if clip_source is not None:
         if Path(clip_source).is_dir():
             record["clip_digest"] = digests.of_path(clip_source)
-        record["clip_prompt"] = _CLIP_PROMPT.value
+        record["clip_prompt"] = flags.clip_prompt
     if score == "clip":
         record["clip_sketch_weight"], record["clip_text_weight"] = weights
-    texts = prompts(_CLIP_PROMPT.value, config.class_names)
+    texts = prompts(flags.clip_prompt, config.class_names)
 
     def load() -> Measure:
         classify = None if load_classifier is None else load_classifier()
@@ -155,22 +158,7 @@ def read(config: ModelConfig) -> Rejection:
 
         return measure
 
-    return Rejection(num_candidates, record, load)
-
-
-def best(scores: Float[np.ndarray, "items candidates"]) -> Int[np.ndarray, "items"]:
-    """Each item's candidate with the highest score, the first of equal ones; NaN never wins.
-
-    Raises:
-      InputError: all scores of an item are NaN.
-    """
-    unknown = np.isnan(scores)
-    if unknown.all(axis=1).any():
-        raise InputError(
-            "every candidate of an item has the score NaN: check the network that scores"
-        )
-    highest = np.max(scores, axis=1, keepdims=True, where=~unknown, initial=-np.inf)
-    return np.argmax(scores == highest, axis=1)
+    return BestOf(num_candidates, record, load)
 
 
 def prompts(prompt: str, class_names: tuple[str, ...]) -> list[str]:
@@ -178,23 +166,10 @@ def prompts(prompt: str, class_names: tuple[str, ...]) -> list[str]:
     return [prompt.replace("{}", names.split(",")[0].strip()) for names in class_names]
 
 
-def _num_candidates() -> int:
-    if _KEEP.value == "all":
+def _num_candidates(keep: str) -> int:
+    if keep == "all":
         return 1
-    found = re.fullmatch(r"best_of_([0-9]{1,4})", _KEEP.value)
+    found = re.fullmatch(r"best_of_([0-9]{1,4})", keep)
     if found is None or not 2 <= int(found[1]) <= _MOST:
-        raise InputError(
-            f"--keep={_KEEP.value}: expected all, or best_of_N with N from 2 to {_MOST}"
-        )
+        raise InputError(f"--keep={keep}: expected all, or best_of_N with N from 2 to {_MOST}")
     return int(found[1])
-
-
-def _clip_weights() -> tuple[float, float]:
-    """The weights of the sketch and of the text."""
-    chosen = (_CLIP_SKETCH_WEIGHT, _CLIP_TEXT_WEIGHT)
-    for flag in chosen:
-        if not (math.isfinite(flag.value) and flag.value >= 0):
-            raise InputError(f"--{flag.name}={flag.value}: expected 0 or more")
-    if not any(flag.value for flag in chosen):
-        raise InputError("--clip_sketch_weight and --clip_text_weight are both 0: give one more")
-    return _CLIP_SKETCH_WEIGHT.value, _CLIP_TEXT_WEIGHT.value

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.app.drawings import Drawing
-from experiments.app.guidance_flags import Choices, Setting, combinations
+from experiments.app.flag_groups import Setting, combinations
 from experiments.benchmarks.cost import head_operations, layer_operations
 from maskgit_jax.config import TransformerConfig
 
@@ -16,17 +16,17 @@ class Plan(NamedTuple):
     Attributes:
       model: its name.
       class_names: of the model.
-      choices: what is compiled for besides the settings.
+      options: what is compiled for besides the settings.
       dtype: what the transformer computes in.
       values: each setting's values, by flag.
       drawings: the sketches and the classes wanted of them.
       seeds: of the samples.
-      rejection: what chooses among candidates, see `rejection.Rejection.record`.
+      rejection: what chooses among candidates, see `best_of.BestOf.record`.
     """
 
     model: str
     class_names: tuple[str, ...]
-    choices: Choices
+    options: dict[str, Any]
     dtype: str
     values: dict[str, list[Any]]
     drawings: list[Drawing]
@@ -87,7 +87,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """The plan as `plan.json` holds it."""
     return {
         "model": plan.model,
-        **plan.choices._asdict(),
+        **plan.options,
         "dtype": plan.dtype,
         "settings": plan.values,
         "sketches": [
@@ -105,14 +105,14 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Words for the first entry in which two records of plans differ; None if they agree."""
-    flat_found, flat_expected = _flatten(found), _flatten(expected)
-    for name in (*flat_expected, *flat_found):
-        there, here = flat_found.get(name), flat_expected.get(name)
-        if there != here:
-            return f"{name} is {there} there, {here} by these flags"
-    return None
+def sketch_file(index: int) -> str:
+    """Where a plan's sketch lies in the folder."""
+    return f"sketches/{index:03d}.png"
+
+
+def picture_file(item: int) -> str:
+    """Where an item's picture lies in the folder."""
+    return f"pictures/{item:06d}.png"
 
 
 def operations_per_step(config: TransformerConfig, num_proposals: int) -> float:
@@ -123,18 +123,3 @@ def operations_per_step(config: TransformerConfig, num_proposals: int) -> float:
     passes = 3 if num_proposals == 1 else 3 + num_proposals
     layers = config.num_layers * layer_operations(config)
     return float(passes * (layers + head_operations(config, config.codebook_size)))
-
-
-def _flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """Entries of records within the record, by their own names; sketches by their paths."""
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        if name == "sketches":
-            flat["the list of sketches"] = [entry["path"] for entry in value]
-            for entry in value:
-                flat[f"{entry['path']} for class {entry['label']}"] = entry["digest"]
-        elif isinstance(value, dict):
-            flat |= value
-        else:
-            flat[name] = value
-    return flat

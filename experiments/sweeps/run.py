@@ -1,22 +1,24 @@
 """Decodes a sweep's batches: settings differ from sample to sample, one compilation serves all."""
 
+import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.app.batches import fill, make_batches
-from experiments.app.guidance_flags import structure_settings
-from experiments.sweeps.best_of import Measure, best
-from experiments.sweeps.folder import Finished, picture_file, sketch_file
-from experiments.sweeps.plan import Item, Plan
-from experiments.sweeps.summary import Line
+from experiments.app.batches import fill, map_rows
+from experiments.app.run_folder import Finished, Line
+from experiments.sweeps.best_of import Measure
+from experiments.sweeps.plan import Item, Plan, picture_file, sketch_file
 from guidance import masksketch
+from guidance.best_of import best
+from guidance.settings import structure_settings
 from guidance.structure import StructureSettings
-from maskgit_jax.images import to_float, to_uint8
 from maskgit_jax.model import Model, with_class_token
 
 
@@ -54,14 +56,13 @@ def make_decoder(
     batch_size: int,
 ) -> Decoder:
     """Encodes the plan's drawings; `batches` are all that will be decoded."""
-    # One drawing at a time, as `sketch` does it: in a batch it could round otherwise.
-    ids = [model.encode(jnp.asarray(to_float(drawing.image))[None])[0] for drawing in plan.drawings]
+    ids = model.ids_of(np.stack([drawing.image for drawing in plan.drawings]))
     labels = jnp.array([drawing.label for drawing in plan.drawings])
     num_layers = model.config.transformer.num_layers
     return Decoder(
         model=model,
         plan=plan,
-        tokens=np.asarray(with_class_token(model.config, labels, jnp.stack(ids))),
+        tokens=np.asarray(with_class_token(model.config, labels, jnp.asarray(ids))),
         measure=measure,
         num_candidates=num_candidates,
         num_weights=max(
@@ -75,17 +76,14 @@ def make_decoder(
 
 
 def decode_batch(
-    decoder: Decoder, batch: Sequence[Item], progress: Callable[[], None]
+    decoder: Decoder, batch: Sequence[Item], progress: Callable[[int], None]
 ) -> list[Finished]:
-    """Makes a batch's pictures, in its order; calls `progress` once for each step."""
+    """Makes a batch's pictures, in its order; calls `progress` with the number of steps done."""
     count = decoder.num_candidates
     filled = [batch[place] for place in fill(len(batch), decoder.num_items)]
     rows = [(item, candidate) for item in filled for candidate in range(count)]
     ids, distances = _sample(decoder, rows, progress)
-    # One at a time: in a batch, a pixel's rounding could depend on the batch's size.
-    pictures = np.stack(
-        [to_uint8(np.asarray(decoder.model.decode(jnp.asarray(row)[None])[0])) for row in ids]
-    )
+    pictures = decoder.model.images_of(ids)
     drawings = [decoder.plan.drawings[item.drawing] for item, _ in rows]
     measures = decoder.measure(
         pictures,
@@ -111,52 +109,52 @@ def decode_batch(
 
 
 def _sample(
-    decoder: Decoder, rows: Sequence[tuple[Item, int]], progress: Callable[[], None]
+    decoder: Decoder, rows: Sequence[tuple[Item, int]], progress: Callable[[int], None]
 ) -> tuple[Int[np.ndarray, "r N"], Float[np.ndarray, "r"]]:
     """Ids and structure distances of samples, as many at a time as the batch size allows."""
-    guided = any(scale != 0 for scale in decoder.plan.values["guidance_scale"])
-    results = []
-    for call in make_batches(len(rows), decoder.batch_size):
-        part = [rows[row] for row in call.rows]
-        num_steps = part[0][0].setting["num_steps"]
-        done = 0
+    items, candidates = zip(*rows, strict=True)
+    arrays, structure = jax.tree.flatten(_stack_settings(decoder, items))
+    num_steps, passes = items[0].setting["num_steps"], itertools.count()
 
-        def advance_to(step: int) -> None:
-            nonlocal done
-            for _ in range(done, step):
-                progress()
-            done = step
-
-        results.append(
-            masksketch.sample(
-                decoder.model,
-                jnp.asarray(decoder.tokens[[item.drawing for item, _ in part]]),
-                _stack_settings(decoder, [item for item, _ in part]),
-                num_steps=num_steps,
-                seed=jnp.array([item.seed for item, _ in part], jnp.uint32),
-                indices=jnp.array([candidate for _, candidate in part]),
-                **decoder.plan.choices._asdict(),
-                guided=guided,
-                progress=advance_to,
-            )
+    def sample(tokens, seeds, candidates, *settings):
+        before = next(passes) * num_steps
+        samples = masksketch.sample(
+            decoder.model,
+            tokens,
+            jax.tree.unflatten(structure, settings),
+            num_steps=num_steps,
+            seed=jnp.asarray(seeds),
+            indices=candidates,
+            **decoder.plan.options,
+            guided=any(scale != 0 for scale in decoder.plan.values["guidance_scale"]),
+            progress=lambda step: progress(before + step),
         )
-    ids, distances = (np.concatenate(column)[: len(rows)] for column in zip(*results, strict=True))
-    return ids, distances
+        return samples.ids, samples.structure_distance
+
+    return map_rows(
+        sample,
+        decoder.tokens[[item.drawing for item in items]],
+        np.array([item.seed for item in items], np.uint32),
+        np.array(candidates),
+        *arrays,
+        batch_size=decoder.batch_size,
+    )
 
 
 def _stack_settings(decoder: Decoder, items: Sequence[Item]) -> StructureSettings:
     """Each item's settings along a leading axis."""
     num_layers = decoder.model.config.transformer.num_layers
     settings = [structure_settings(item.setting, num_layers) for item in items]
-    filled = [
-        each._replace(
+    padded = [
+        dataclasses.replace(
+            each,
             layer_weights=np.pad(
                 each.layer_weights, (0, decoder.num_weights - len(each.layer_weights))
-            )
+            ),
         )
         for each in settings
     ]
-    return StructureSettings(*(np.stack(column) for column in zip(*filled, strict=True)))
+    return jax.tree.map(lambda *column: np.stack(column), *padded)
 
 
 def _describe(plan: Plan, item: Item) -> Line:

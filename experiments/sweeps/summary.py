@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from experiments.app.files import is_local
+from experiments.app.run_folder import Line, read_results
 from experiments.app.tables import Figures
 from experiments.metrics.measures import mean_and_error
 from maskgit_jax.errors import InputError
 
-RESULTS = "results.jsonl"
 DISTANCE = "structure_distance"
 _REALISM = ("class_probability", "clip_text")
 _PLAN = ("model", "divergence", "num_proposals", "dtype", "settings", "sketches", "seeds")
@@ -23,9 +22,6 @@ _PLAN += ("rejection", "num_items")
 _LINE = ("item", "file", "sketch", "sketch_file", "class_name", "seed", DISTANCE)
 # Numbers that measure nothing.
 _NAMES = ("item", "label", "seed", "candidate")
-
-Line = dict[str, Any]
-"""What is known of a finished item; `item` is its number in the plan."""
 
 
 class Sweep(NamedTuple):
@@ -62,7 +58,7 @@ def read_sweep(folder: epath.Path) -> Sweep:
     Raises:
       InputError: no folder of a sweep, a damaged one, or one without a finished item.
     """
-    plan, results = _read_plan(folder / "plan.json"), read_results(folder)
+    plan, results = _read_plan(folder / "plan.json"), read_results(folder, "item")
     if not results:
         raise InputError(f"{folder}: no item is finished; let experiments.sweep go on first")
     for line in results:
@@ -79,54 +75,6 @@ def read_sweep(folder: epath.Path) -> Sweep:
                     "lacks: the results are another sweep's"
                 )
     return Sweep(plan, results)
-
-
-def parts_pattern(name: str) -> str:
-    """What the parts of `results.jsonl` or `log.jsonl` are called until they are merged."""
-    return f"{name.removesuffix('.jsonl')}.*-of-*.jsonl"
-
-
-def read_results(folder: epath.Path, known: dict[str, dict[int, Line]] | None = None) -> list[Line]:
-    """The finished items in the plan's order, of all hosts; without a torn last line.
-
-    What is not known of one is NaN.
-
-    Args:
-      folder: of a sweep.
-      known: what earlier calls have read of the parts that never change, those on object stores;
-        added to.
-
-    Raises:
-      InputError: a damaged line.
-    """
-    known = {} if known is None else known
-    lines = {}
-    for file in (folder / RESULTS, *folder.glob(parts_pattern(RESULTS))):
-        if file.name in known:
-            lines |= known[file.name]
-            continue
-        try:
-            found = _read_lines(file)
-        except FileNotFoundError:
-            continue  # not there yet, or just merged
-        if not is_local(file) and file.name != RESULTS:
-            known[file.name] = found
-        lines |= found
-    return [lines[item] for item in sorted(lines)]
-
-
-def _read_lines(file: epath.Path) -> dict[int, Line]:
-    data, lines = file.read_bytes(), {}
-    for text in data[: data.rfind(b"\n") + 1].splitlines():
-        try:
-            line = json.loads(text)
-            # Null stands for a number that was not finite.
-            lines[line["item"]] = {k: np.nan if v is None else v for k, v in line.items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise InputError(
-                f"{file} is damaged: {text[:40]!r}… is no line of a sweep; delete that line"
-            ) from None
-    return lines
 
 
 def summarise(sweep: Sweep) -> list[Row]:

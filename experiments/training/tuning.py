@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
-from experiments.training import datasets, loop
+from experiments.training import datasets, frame, loop
 from guidance.strokes import automatic_stroke
+from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.editing.masks import latent_mask
 from maskgit_jax.errors import InputError
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.sampling.loop import MASK_ID
+from maskgit_jax.training import losses
 
 StrokeBatch = tuple[
     UInt8[Array | np.ndarray, "b H W 3"],
@@ -80,7 +83,7 @@ def model_labels(
 
 def tokenize(model: Model) -> Callable[[StrokeBatch], tuple[Int[Array, "b S"], Int[Array, "b S"]]]:
     """Makes tokens of a batch: the pictures', and the strokes' ids, -1 outside."""
-    tokenizer_params = loop.replicate(model.tokenizer_params)
+    tokenizer_params = copy_to_devices(model.tokenizer_params)
     model = dataclasses.replace(model, tokenizer_params=tokenizer_params)
 
     def prepare(batch: StrokeBatch) -> tuple[Int[Array, "b S"], Int[Array, "b S"]]:
@@ -93,7 +96,37 @@ def tokenize(model: Model) -> Callable[[StrokeBatch], tuple[Int[Array, "b S"], I
     return prepare
 
 
-def report(before: dict[str, float], after: dict[str, float]) -> None:
-    """Prints what tuning changed on the held-out pictures."""
-    for name, value in before.items():
+def tune(
+    flags: frame.TrainingFlags,
+    directory: Path,
+    loss: losses.LossFn,
+    held_out_losses: dict[str, losses.LossFn],
+    start: losses.Params,
+    strokes: Strokes,
+    prepare: Callable[[StrokeBatch], losses.Batch],
+    export: Callable[[losses.Params], None],
+) -> losses.Params:
+    """Tunes weights, and prints what that changed on the held-out pictures; returns their average.
+
+    Each of the `held_out_losses` is validated, its metrics named by its prefix.
+    """
+    data, held_out = loop.Data(strokes.batch, prepare), strokes.held_out()
+    validations = {
+        prefix: frame.validation(flags, each, held_out, data)
+        for prefix, each in held_out_losses.items()
+    }
+
+    def validate(params: losses.Params) -> dict[str, float]:
+        return {
+            f"{prefix}{name}": value
+            for prefix, measure in validations.items()
+            for name, value in measure(params).items()
+        }
+
+    average = frame.train(
+        flags, directory, lambda step: loss, start, data, export=export, validate=validate
+    )
+    after = validate(average)
+    for name, value in validate(start).items():
         print(f"held-out {name}: {value:.4f} before, {after[name]:.4f} after")
+    return average

@@ -19,7 +19,7 @@ import numpy as np
 from flax import serialization
 
 from maskgit_jax.errors import InputError
-from maskgit_jax.sampling.keys import seed_key
+from maskgit_jax.keys import seed_key
 
 Manifest = dict[str, tuple[tuple[int, ...], str]]
 """Shape and dtype name of every parameter, by path: `params/decoder/Conv_0/bias`."""

@@ -131,7 +131,9 @@ def _advance(method, transformer, params, shared, inputs, state, first_step, las
     return jax.vmap(one)(inputs, state)
 
 
-def sample_keys(seed: int | UInt32[Array, "B"], indices: Int[Array | np.ndarray, "B"]) -> Key[Array, "B"]:
+def sample_keys(
+    seed: int | UInt32[Array, "B"], indices: Int[Array | np.ndarray, "B"]
+) -> Key[Array, "B"]:
     """The samples' keys; one seed for all, or each's own."""
     return jax.vmap(sample_key)(jnp.broadcast_to(jnp.uint32(seed), len(indices)), indices)
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from maskgit_jax.keys import seed_key
 from maskgit_jax.knobs import knob
 from maskgit_jax.networks.transformer import MASK_ID
-from maskgit_jax.sampling.keys import seed_key
 
 Tokens = Int[Array, "S"]
 """A class token and N image ids; `MASK_ID` where hidden."""

@@ -32,18 +32,14 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 def make_optimizer(
-    learning_rate: float,
-    num_steps: int,
-    warmup_steps: int,
+    schedule: optax.Schedule,
     weight_decay: float,
     *,
     name: str = "adamw",
-    decay: str = "cosine",
     clip_norm: float = 1.0,
     betas: tuple[float, float] = (0.9, 0.96),
 ) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS` on gradients clipped to a global norm; see `learning_rate_schedule`."""
-    schedule = learning_rate_schedule(learning_rate, num_steps, warmup_steps, decay)
+    """One of `OPTIMIZERS` on gradients clipped to a global norm."""
     if name == "adamw":
         optimizer = optax.adamw(schedule, *betas, weight_decay=weight_decay)
     elif name == "muon":

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import cost, tables
-from experiments.benchmarks.plain import PlainTransformer, plain_sampler
+from experiments.benchmarks.plain import PlainMaskSketch, PlainTransformer
 from experiments.benchmarks.worker import RATE, Draw, Job, make_runner, peak_bytes, reset_peak
 from guidance import masksketch
 from guidance.structure import StructureSettings, layer_weights
@@ -22,6 +22,7 @@ from maskgit_jax.config import TransformerConfig, write_config
 from maskgit_jax.model import with_class_token
 from maskgit_jax.networks.stacked import unstack_layers
 from maskgit_jax.networks.transformer import Transformer
+from maskgit_jax.sampling.batched import decode_batch, sample_keys
 from tests.commands import ROOT, assert_refused
 from tests.conftest import make_model
 
@@ -72,9 +73,7 @@ def test_bytes_counted_by_hand():
     assert layer == 2 * weights + 3 * (2 * vectors + maps * (8 + 4))
     on_chip = cost.layer_bytes(SMALL, 3, 2, maps_in_memory=False)
     assert layer - on_chip == 3 * maps * 12
-    kwargs = {"batch": 3, "number_bytes": 4}
-    plain = cost.step_bytes(SMALL, [0, 2], "plain", **kwargs)
-    ours = cost.step_bytes(SMALL, [0, 2], "ours", **kwargs)
+    plain, ours = (cost.step_bytes(SMALL, [0, 2], name, 3, 4) for name in ("plain", "ours"))
     assert plain["comparison"] == 3 * 2 * 5 * 4 * maps
     assert ours["comparison"] == 3 * 2 * (2 * 4 * 17 * 16 + 2 * 4 * maps)
     # Ours reads the weights once for both classes.
@@ -94,7 +93,7 @@ def test_the_roofline_is_the_slower_of_two():
 def test_the_cost_tables_state_the_formulas():
     configs = {"small": SMALL}
     operations = 8 * sum(cost.step_operations(SMALL, [0, 2], "ours").values())
-    step = cost.step_table(configs, [0, 2], [8]).splitlines()[-1]
+    step = tables.step_table(configs, [0, 2], [8]).splitlines()[-1]
     assert step.startswith("| small | 8 | ")
     assert float(step.split("|")[4].removesuffix(" T ")) == pytest.approx(
         operations / 1e12, abs=0.006
@@ -104,7 +103,7 @@ def test_the_cost_tables_state_the_formulas():
     # As many as take ten hours at the ceiling, and a tenth of an hour.
     for hours, full, half in ((10, "10.0 h", "20.0 h"), (0.1, "6.0 min", "12.0 min")):
         sketches = round(hours * 3600 / of_step * 32 * 8 / 500)
-        table = cost.sketches_table(configs, [0, 2], sketches=sketches, steps=(500,))
+        table = tables.sketches_table(configs, [0, 2], sketches=sketches, steps=(500,))
         row = next(line for line in table.splitlines() if "v5e" in line).split(" | ")
         assert row[4:6] == [full, half]
 
@@ -119,7 +118,7 @@ def job(**changes) -> Job:
         batch=2,
         settings=StructureSettings(layer_weights=layer_weights([0, 2], 3)),
         num_steps=8,
-        choices={"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"},
+        options={"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"},
     )._replace(**changes)
 
 
@@ -130,13 +129,16 @@ def test_the_plain_variant_draws_the_same_tokens():
         layer_weights([0, 1], 2), structure_temperature=0.1, confidence_temperature=0.2
     )
     params, config = unstack_layers(tiny.transformer_params), tiny.config.transformer
-    sampler = plain_sampler(config, settings, num_steps=8, divergence="jeffreys")
+    sampler = PlainMaskSketch(config, settings, "jeffreys")
+    model = dataclasses.replace(tiny, transformer_params=params)
+    start = jax.jit(jax.vmap(sampler.start, (None, 0, 0)))
     ids = jax.random.randint(jax.random.key(42), (4, 16), 0, 24)
     tokens = with_class_token(tiny.config, jnp.arange(4), ids)
-    seen = []
+    indices, seen = jnp.arange(4), []
     for seed in range(3):
-        plain = sampler.sample(params, tokens, seed=seed, progress=seen.append, steps_per_call=3)
-        indices = jnp.arange(4)
+        given = start(params, tokens, sample_keys(seed, indices))
+        options = {"num_steps": 8, "progress": seen.append, "steps_per_call": 3}
+        plain = decode_batch(model, sampler, None, *given, **options).sampled[:, 1:]
         ours = masksketch.sample(tiny, tokens, settings, num_steps=8, seed=seed, indices=indices)
         np.testing.assert_array_equal(plain, ours.ids)
     assert seen == [3, 6, 8] * 3
@@ -148,10 +150,16 @@ def test_the_plain_variant_draws_the_same_tokens():
 def test_the_plain_variant_finds_the_same_distances(tiny, divergence):
     settings = StructureSettings(layer_weights([1], 3))
     params, config = unstack_layers(tiny.transformer_params), tiny.config.transformer
-    sampler = plain_sampler(config, settings, num_steps=8, divergence=divergence)
+    sampler = PlainMaskSketch(config, settings, divergence)
     ids = jax.random.randint(jax.random.key(42), (2, 2, 16), 0, 24)
     sketch, sampled = with_class_token(tiny.config, jnp.ones((2, 2), int), ids)
-    plain = sampler.distance(params, sampler.targets(params, sketch), sampled)
+
+    @jax.vmap
+    def distance(sketch, sampled):
+        guide, _ = sampler.start(params, sketch, jax.random.key(0))
+        return sampler.distance(params, None, guide, sampled)
+
+    plain = distance(sketch, sampled)
     target = masksketch.begin(tiny, sketch, settings, seed=0, indices=jnp.arange(2))[:2]
     ours = masksketch.token_distances(tiny, *target, sampled, divergence)
     np.testing.assert_allclose(plain, ours, rtol=2e-5)
@@ -266,12 +274,15 @@ def test_a_variant_that_failed_leaves_the_other():
 
 def test_bad_flags_are_refused(tmp_path):
     cases = {
-        "variant": (["--variants=plain,fast"], "--variants=plain,fast: expected some of"),
+        "variant": (
+            ["--variants=plain,fast"],
+            "--variants=plain,fast: expected one of plain, ours",
+        ),
         "repeats": (["--repeats=0"], "repeats"),
         "steps": (["--num_steps=3"], "--num_steps=3: expected 4 or more"),
         "paper": (["--paper_weight=0.5"], "--paper_weight: the plain variant has none"),
         "tempered": (["--token_temperature=0.5"], "--token_temperature: the plain variant"),
-        "batches": (["--batch_sizes=8,0"], "--batch_sizes=8,0: expected numbers above 0"),
+        "batches": (["--batch_sizes=8,0"], "--batch_sizes=8,0: expected a whole number, 1 or more"),
         "proposals": (["--num_proposals=2"], "--num_proposals: the benchmark knows"),
         "model": (["--model=nowhere"], "no model 'nowhere'"),
         "files": (["--model=imagenet256"], "--random_weights measures without its files"),

@@ -1,5 +1,6 @@
 """Edits of pictures of any size, and the command."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -69,7 +70,7 @@ def test_given_ids_stay_and_samples_do_not_depend_on_the_batch(tiny):
     assert (made != kept).any(axis=(1, 2, 3)).all()
     # In one step, the likeliest ids are the same for equal pictures.
     one = EditSettings(num_steps=1, temperature=4.5)
-    for settings, equal in ((one, False), (one._replace(token_temperature=1e-6), True)):
+    for settings, equal in ((one, False), (dataclasses.replace(one, token_temperature=1e-6), True)):
         first, other = remake(
             tiny, squares[[0, 0]], hidden, labels[[0, 0]], settings, seed=2, indices=indices
         )
@@ -227,7 +228,7 @@ def test_bad_input_is_one_line_and_status_2(photo, tmp_path):
         "structure": ([*good, "--lambda_s=1"], "--lambda_s without --sketch"),
         "noise": ([*good, "--temperature=1", f"--sketch={photo}"], "--structure_temperature"),
         "temperature": ([*good, "--temperature=-1"], "--temperature=-1"),
-        "token": ([*good, "--token_temperature=-1"], "token_temperature is -1"),
+        "token": ([*good, "--token_temperature=-1"], "--token_temperature=-1"),
         "rise": ([*good, "--guidance_schedule=rising"], "--guidance_schedule without --sketch"),
         "steps": ([*good, "--num_steps=0"], "--num_steps=0"),
         "seed": ([*good, "--seed=-1"], "--seed=-1"),

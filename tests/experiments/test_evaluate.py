@@ -78,12 +78,12 @@ def test_bad_flags_end_in_one_line(tmp_path):
         "many": (["--num_sketches=many"], "num_sketches"),
         "reference": (
             ["--num_reference=0"],
-            "--num_reference=0: expected a whole number, 5",
+            "--num_reference=0: expected a whole number, 5 or more",
         ),
         "steps": (["--unguided_steps=0"], "--unguided_steps=0: expected a whole number, 1 or more"),
         "curve": (
             ["--lambda_s_curve=0,1.5"],
-            "--lambda_s_curve=0,1.5: expected a number from",
+            "--lambda_s_curve=0,1.5: expected a number from 0 to 1",
         ),
         "letter": (["--lambda_s_curve=a"], "--lambda_s_curve=a: expected a number from 0 to 1"),
         "condition": (["--condition=photo"], "condition"),

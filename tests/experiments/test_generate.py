@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.app.generate_folder import GenerateFolder
 from experiments.app.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
 from experiments.app.pictures import open_image_set
+from experiments.app.run_folder import Finished, RunFolder
 from experiments.demo_world import world
+from experiments.generate import finish
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image
@@ -66,7 +67,7 @@ def test_classes_take_turns_and_settings_reach_the_sampler():
 def test_every_sampler_has_its_defaults():
     for name, sampler in SAMPLERS.items():
         for model in ("demo", "imagenet256", "imagenet512"):
-            settings = choose_settings(name, model_config(model).presets[name], {})
+            settings = choose_settings(model_config(model), name, {})
             assert settings.pop("num_steps") >= 8
             published = (name, model) in {("remdm", "imagenet256"), ("remdm", "imagenet512")}
             assert settings.pop("token_temperature") == (0.8 if published else 1)
@@ -75,94 +76,81 @@ def test_every_sampler_has_its_defaults():
 
 
 def test_settings_of_another_sampler_are_refused():
-    preset = model_config("demo").presets["remdm"]
+    config = model_config("demo")
     for given in (
         {"eta": 1.0, "remask": "cap"},
         {"t_on": 0.5, "token_temperature": 1e-6},
         {"window": "loop", "alpha_on": 0.5, "t_off": 0.55},
         {"remask": "conf", "t_on": 0.0},
     ):
-        assert choose_settings("remdm", preset, given).items() >= given.items()
+        assert choose_settings(config, "remdm", given).items() >= given.items()
     for given, words in (
         ({"remask": "conf", "eta": 0.1}, "--eta=0.1: --remask=conf has no such setting"),
         ({"alpha_on": 0.5}, "--alpha_on=0.5: --window=switch has no such setting"),
         ({"window": "loop", "t_off": 0.6}, "--t_off=0.6: time falls .* expected --t_on=0.55 or"),
-        ({"window": "loop", "alpha_on": 1.0}, "--alpha_on=1.0: expected 0 to 0.999"),
-        ({"token_temperature": 0.0}, "--token_temperature=0.0: expected 1e-06 to 100"),
+        ({"window": "loop", "alpha_on": 1.0}, "--alpha_on=1.0: expected a number from 0 to 0.999"),
+        (
+            {"token_temperature": 0.0},
+            "--token_temperature=0.0: expected a number from 1e-06",
+        ),
         ({"temperature": 1.0}, "--temperature=1.0: --sampler=remdm has no such setting"),
-        ({"eta": 1.5}, "--eta=1.5: expected 0 to 1"),
+        ({"eta": 1.5}, "--eta=1.5: expected a number from 0 to 1"),
         ({"eta": float("nan")}, "--eta=nan"),
     ):
         with pytest.raises(InputError, match=words):
-            choose_settings("remdm", preset, given)
+            choose_settings(config, "remdm", given)
 
 
-RECORD = {"model": "demo", "labels": [1, 0], "seed": 0}
-PICTURES = np.arange(5 * 8 * 8 * 3, dtype=np.uint8).reshape(5, 8, 8, 3)
-LINES = [
-    {"file": f"sample_{index:06d}.png", "index": index, "label": (1, 0)[index % 2]}
-    for index in range(5)
-]
+PLAN = Plan("demo", [1, 0], 3, "maskgit", 8, {}, 0.0, 0)
+PICTURES = np.arange(6 * 8 * 8 * 3, dtype=np.uint8).reshape(6, 8, 8, 3)
 
 
-def filled_folder(path: Path) -> GenerateFolder:
-    """Three pictures kept, by a run that went on after a kill."""
-    folder = GenerateFolder(path)
-    folder.open(RECORD)
-    folder.add(0, PICTURES[:2])
-    folder.add(3, PICTURES[3:])
-    again = GenerateFolder(path)
-    again.open(RECORD)
-    assert again.count() == 2
-    again.add(2, PICTURES[2:3])
-    assert again.count() == 5
+def filled_folder(path: Path, form: str) -> RunFolder:
+    """All pictures kept, by a run that went on after a stop with batches of another size."""
+    record = {"model": "demo", "format": form}
+    name = "sample_{:06d}.png" if form == "png" else "parts/{:06d}.npy"
+    made = [
+        Finished(picture, {"file": name.format(i), "index": i, "label": PLAN.label(i)})
+        for i, picture in enumerate(PICTURES)
+    ]
+    folder = RunFolder(path, "generate")
+    folder.open(record)
+    folder.add(made[:2])
+    folder.add(made[4:])
+    again = RunFolder(path, "generate")
+    again.open(record)
+    assert sorted(again.finished()) == [0, 1, 4, 5]
+    again.add(made[2:4])
     return again
 
 
 def test_a_folder_ends_as_npz(tmp_path):
-    folder = filled_folder(tmp_path / "a")
-    assert not folder.finished()
-    folder.finish("npz", LINES, None)
-    assert folder.finished()
-    with np.load(tmp_path / "a" / "samples.npz") as arrays:
+    finish(filled_folder(tmp_path, "npz"), PLAN, "npz")
+    with np.load(tmp_path / "samples.npz") as arrays:
         np.testing.assert_array_equal(arrays["arr_0"], PICTURES)
-        np.testing.assert_array_equal(arrays["arr_1"], np.array([1, 0, 1, 0, 1], np.int64))
+        np.testing.assert_array_equal(arrays["arr_1"], np.array([1, 0] * 3, np.int64))
         assert arrays["arr_1"].dtype == np.int64
-    images = open_image_set(tmp_path / "a" / "samples.npz")
-    assert images.count == 5
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["grid.png", "plan.json", "samples.npz"]
+    assert open_image_set(tmp_path / "samples.npz").count == 6
 
 
 def test_a_folder_ends_as_pictures(tmp_path):
-    filled_folder(tmp_path).finish("png", LINES, 2)
+    finish(filled_folder(tmp_path, "png"), PLAN, "png")
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert lines == LINES
+    assert [(line["index"], line["label"]) for line in lines] == [
+        (i, (1, 0)[i % 2]) for i in range(6)
+    ]
     for line, picture in zip(lines, PICTURES, strict=True):
         np.testing.assert_array_equal(read_image(tmp_path / line["file"]), picture)
     # Three rows of two: frames of a pixel, gaps of eight.
     assert read_image(tmp_path / "grid.png").shape[:2] == (3 * 106 + 8, 2 * 106 + 8)
-    assert open_image_set(tmp_path).count == 5
+    assert open_image_set(tmp_path).count == 6
 
 
-def test_another_run_s_folder_is_refused(tmp_path):
-    filled_folder(tmp_path)
-    with pytest.raises(InputError, match="holds another run: seed is 0 there, 1 by these flags"):
-        GenerateFolder(tmp_path).open(RECORD | {"seed": 1})
-    (tmp_path / "plan.json").unlink()
-    with pytest.raises(InputError, match="holds other files"):
-        GenerateFolder(tmp_path).open(RECORD)
-
-
-def test_a_folder_is_checked_before_all_of_the_record_is_known(tmp_path):
-    GenerateFolder(tmp_path / "new").check(RECORD)
-    assert not list((tmp_path / "new").iterdir())
-    GenerateFolder(tmp_path / "new").open(RECORD | {"weights": "ab"})
-    GenerateFolder(tmp_path / "new").check(RECORD)
-    with pytest.raises(InputError, match="seed is 0 there, 1 by these flags"):
-        GenerateFolder(tmp_path / "new").check(RECORD | {"seed": 1})
-    with pytest.raises(InputError, match="weights is ab there, cd by these flags"):
-        GenerateFolder(tmp_path / "new").open(RECORD | {"weights": "cd"})
+def test_a_damaged_part_is_named(tmp_path):
+    folder = filled_folder(tmp_path, "npz")
+    (tmp_path / "parts" / "000002.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match=r"000002\.npy cannot be read"):
+        finish(folder, PLAN, "npz")
 
 
 @pytest.mark.slow
@@ -172,6 +160,7 @@ def test_other_weights_under_the_same_name_are_told(tmp_path):
     larger = jax.tree.map(lambda array: 2 * array, params)
     checkpoint.write_checkpoint(tmp_path / "larger_checkpoint", larger)
     flags = ["--model=model", "--labels=3", "--num_samples=2", "--num_steps=2", "--output_dir=out"]
+    flags.append("--format=npz")
     ended = run_each(
         "generate",
         {"first": flags, "again": flags, "other weights": flags},
@@ -183,13 +172,8 @@ def test_other_weights_under_the_same_name_are_told(tmp_path):
     assert "finished before" in ended["again"].output
     assert ended["other weights"].status == 2
     assert "--output_dir=out holds another run: weights is " in ended["other weights"].errors
-
-
-def test_a_damaged_part_is_named(tmp_path):
-    folder = filled_folder(tmp_path)
-    (tmp_path / "parts" / "00000002.npy").write_bytes(b"no array")
-    with pytest.raises(InputError, match=r"00000002\.npy cannot be read"):
-        folder.count()
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [".lock", "grid.png", "plan.json", "samples.npz"]
 
 
 def start(*args, cwd) -> subprocess.Popen:
@@ -287,11 +271,14 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
             "sampler": (["--sampler=magic"], "halton"),
             "remask": (["--sampler=remdm", "--remask=loop"], "rescale"),
             "loop": (["--sampler=remdm", "--remask=conf", "--window=loop"], "no id would be"),
-            "token": (["--token_temperature=0"], "--token_temperature=0.0: expected 1e-06 to 100"),
+            "token": (
+                ["--token_temperature=0"],
+                "--token_temperature=0: expected a number from 1e-06",
+            ),
             "power": (["--guidance_power=2"], "only --guidance_schedule=rising has one"),
             "no power": (
                 ["--guidance_schedule=rising", "--guidance_power=nan"],
-                "--guidance_power=nan: expected 0 to 100",
+                "--guidance_power=nan: expected a number from 0 to 100",
             ),
             "steps": (["--num_steps=0"], "--num_steps=0"),
             "eta": (["--sampler=remdm", "--eta=1.1"], "--eta=1.1"),
@@ -308,7 +295,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path):
             "argument": (["house"], "house"),
             "inception": (
                 ["--inception=x.npz"],
-                "--inception with --format=grid: give --format=npz",
+                "--inception with --format=png: give --format=npz",
             ),
             "reference": (["--reference=x.npz"], "--reference without --inception"),
         },
@@ -332,7 +319,7 @@ def embed(variables, images):
     return Inception(colours, colours / 8)
 
 generate.load_inception, scoring.embed = lambda source: source, embed
-cli.run(generate.main)
+cli.run(generate.main, generate.Flags)
 """
 
 

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +14,27 @@ import pytest
 from PIL import Image
 
 from maskgit_jax.images import read_image
-from tests.commands import ROOT, TESTS, assert_refused
+from tests.commands import ROOT, TESTS, assert_refused, run_each
 
 GOLDEN = TESTS / "golden" / "model"
 SKETCH = ROOT / "experiments" / "sketches" / "fish.png"
 
 
-def run(*args, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run(
+def start(*args, cwd) -> subprocess.Popen:
+    return subprocess.Popen(
         [sys.executable, "-m", "experiments.sketch", *args],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(SKETCH.parent.parent.parent)},
     )
+
+
+def run(*args, cwd) -> subprocess.CompletedProcess:
+    process = start(*args, cwd=cwd)
+    output = process.communicate()
+    return subprocess.CompletedProcess(args, process.returncode, *output)
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -55,7 +64,7 @@ def test_a_sketch_becomes_pictures(tmp_path):
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(read_image(tmp_path / "out" / "sample_000.png"), pictures[0])
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["grid.png", "results.jsonl", "sample_000.png"]
+    assert names == [".lock", "grid.png", "plan.json", "results.jsonl", "sample_000.png"]
 
 
 @pytest.mark.slow
@@ -65,6 +74,73 @@ def test_the_fast_sampler_and_half_precision(tmp_path):
     assert result.returncode == 0, result.stderr
     (line,) = read_lines(tmp_path / "out" / "results.jsonl")
     assert (line["num_steps"], line["num_proposals"], line["dtype"]) == (3, 4, "bfloat16")
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path):
+    flags = f"--model={GOLDEN}", f"--sketch={SKETCH}", "--label=1", "--num_steps=300"
+    flags += "--num_samples=12", "--batch_size=1"
+    whole = run(*flags, "--output_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    results, lengths = tmp_path / "stopped" / "results.jsonl", [0]
+    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        process = start(*flags, "--output_dir=stopped", cwd=tmp_path)
+        while not results.exists() or len(results.read_bytes()) <= lengths[-1]:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(number)
+        errors = process.communicate()[1]
+        assert process.returncode == status, errors
+        assert "stopped; the same command goes on" in errors or status != 130
+        lengths.append(len(results.read_bytes()))
+    kept = {path.name: path.stat().st_mtime_ns for path in results.parent.glob("*.png")}
+    assert 2 <= len(kept) < 12
+    results.write_bytes(results.read_bytes()[:-5])  # killed while it wrote
+    last = run(*flags, "--output_dir=stopped", cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert last.stdout.splitlines()[-2:] == [
+        line.replace("whole", "stopped") for line in whole.stdout.splitlines()
+    ]
+    for path in (tmp_path / "whole").glob("*.png"):
+        assert (results.parent / path.name).read_bytes() == path.read_bytes(), path.name
+    for name in sorted(kept)[:-1]:
+        assert (results.parent / name).stat().st_mtime_ns == kept[name]  # not made again
+    lines, others = (read_lines(tmp_path / name / "results.jsonl") for name in ("whole", "stopped"))
+    for line in lines + others:
+        del line["seconds_per_sample"], line["includes_compilation"]
+    assert lines == others
+
+
+@pytest.mark.slow
+def test_only_what_the_record_names_is_replaced(tmp_path):
+    flags = [f"--model={GOLDEN}", f"--sketch={SKETCH}", "--label=1", "--num_steps=1"]
+    one, two = ([*flags, f"--num_samples={number}"] for number in (1, 2))
+    (tmp_path / "own").mkdir()
+    own = tmp_path / "own" / "sample_1234.png"
+    own.write_text("mine")
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "sample_001.png").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "plan.json").write_text('{"command": "generate"}')
+    ended = run_each(
+        "sketch",
+        {
+            "two": [*two, "--output_dir=own"],
+            "one": [*one, "--output_dir=own"],
+            "busy": [*two, "--output_dir=busy"],
+            "not busy": [*one, "--output_dir=busy"],
+            "other": [*one, "--output_dir=other"],
+        },
+        cwd=tmp_path,
+    )
+    assert [each.status for each in ended.values()] == [None, None, 2, None, 2]
+    assert own.read_text() == (tmp_path / "busy" / "sample_001.png").read_text() == "mine"
+    assert sorted(path.name for path in own.parent.glob("sample*")) == [
+        "sample_000.png",
+        "sample_1234.png",
+    ]
+    assert "busy: sample_001.png there would be overwritten" in ended["busy"].errors
+    assert "--output_dir=other holds a run of experiments.generate" in ended["other"].errors
 
 
 def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
@@ -94,8 +170,8 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "no label": ([f"--sketch={SKETCH}"], "--label"),
         "label": ([f"--sketch={SKETCH}", "--label=fsh"], "'fish'"),
         "number": ([f"--sketch={SKETCH}", "--label=10"], "0 to 9"),
-        "lambda": ([*good, "--lambda_s=1.5"], "lambda_s is 1.5"),
-        "nan": ([*good, "--guidance_scale=nan"], "guidance_scale is nan"),
+        "lambda": ([*good, "--lambda_s=1.5"], "--lambda_s=1.5: expected a number from 0 to 1"),
+        "nan": ([*good, "--guidance_scale=nan"], "--guidance_scale=nan"),
         "word": ([*good, "--lambda_s=much"], "lambda_s"),
         "layer": ([*good, "--layers=99"], "layer 99"),
         "layers": ([*good, "--layers=1;2"], "--layers=1;2"),
@@ -109,12 +185,15 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
             [*good, "--kernel=fused", "--divergence=cross_entropy"],
             "the kernel fused has no divergence cross_entropy",
         ),
-        "proposals": ([*good, "--num_proposals=0"], "--num_proposals=0: expected 1"),
-        "sampler": ([*good, "--sampler=faster"], "published|fast"),
+        "proposals": (
+            [*good, "--num_proposals=0"],
+            "--num_proposals=0: expected a whole",
+        ),
+        "sampler": ([*good, "--sampler=faster"], "published, fast"),
         "dtype": ([*good, "--dtype=float16"], "bfloat16"),
-        "token": ([*good, "--token_temperature=inf"], "token_temperature is inf"),
+        "token": ([*good, "--token_temperature=inf"], "--token_temperature=inf"),
         "power": ([*good, "--guidance_power=2"], "only --guidance_schedule=rising has one"),
-        "rise": ([*good, "--guidance_schedule=falling"], "constant|rising"),
+        "rise": ([*good, "--guidance_schedule=falling"], "constant, rising"),
         "many steps": ([*good, "--num_steps=99999999999"], "--num_steps"),
         "one file": ([good[0], "--label=1", f"--model={tmp_path}/model"], "tokenizer_checkpoint"),
         "onto itself": (
@@ -124,6 +203,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "model": ([*good, f"--model={tmp_path}"], "config.json"),
         "no model": ([*good, "--model=imagenet"], "imagenet256"),
         "output": ([*good, f"--output_dir={tmp_path}/file/out"], "--output_dir"),
+        "empty": ([*good, "--output_dir="], "--output_dir=: expected a path"),
         "argument": ([*good, "fish.png"], "fish.png"),
         "flag": ([*good, "--lamda=1"], "lamda"),
         "fit": ([*good, "--fit=stretch"], "pad"),

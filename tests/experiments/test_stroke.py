@@ -139,7 +139,7 @@ def test_bad_input_is_one_line_and_status_2(folder):
         "temperature": ([*auto, "--temperature=-1"], "--temperature=-1"),
         "token": (
             [*auto, "--token_temperature=0"],
-            "0.0: expected 1e-06 to 100",
+            "--token_temperature=0: expected a number from 1e-06 to 100",
         ),
         "seed": ([*auto, "--seed=-1"], "--seed=-1"),
         "model": ([*auto, "--model=imagenet"], "imagenet256"),

@@ -233,12 +233,12 @@ def bad_flags(folder: Path) -> dict[str, tuple[list[str], str]]:
     return {
         "layer": (["--layers=early;99"], "layer 99"),
         "layer name": (["--layers=middle"], "early or late"),
-        "lambda": (["--lambda_s=0.5,1.5"], "lambda_s is 1.5"),
+        "lambda": (["--lambda_s=0.5,1.5"], "--lambda_s=0.5,1.5: expected a number from 0 to 1"),
         "lambda word": (["--lambda_s=0.5,much"], "--lambda_s=0.5,much"),
         "no lambda": (["--lambda_s="], "--lambda_s="),
         "lambda twice": (["--lambda_s=1,1.0"], "twice"),
-        "steps": (["--num_steps=4,-1"], "--num_steps=-1"),
-        "half a step": (["--num_steps=4.5"], "whole numbers"),
+        "steps": (["--num_steps=4,-1"], "--num_steps=4,-1"),
+        "half a step": (["--num_steps=4.5"], "expected a whole number from 1"),
         "rates": (["--max_mask_rate=0.5,1", "--min_mask_rate=0.6"], "mask rates"),
         "glob": ([f"--sketches={folder}/*.jpg"], "no file found"),
         "twice": ([f"--sketches={twice}"], "same drawing"),
@@ -251,7 +251,7 @@ def bad_flags(folder: Path) -> dict[str, tuple[list[str], str]]:
         "output": ([f"--output_dir={folder}/file/out"], "--output_dir"),
         "other files": ([f"--output_dir={folder}/mine"], "other files"),
         "host": (["--process_id=1"], "--multihost"),
-        "other sweep": ([f"--output_dir={folder}/whole"], "holds another sweep"),
+        "other sweep": ([f"--output_dir={folder}/whole"], "holds another run"),
         "sketch": (["--label=castle"], "castle"),
     }
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.app.batches import fill, in_batches, make_batches
+from experiments.app.batches import fill, make_batches, map_rows
 from tests.commands import ROOT, run_each
 
 MODEL = f"--model={ROOT}/tests/golden/model"
@@ -36,11 +36,11 @@ def test_what_is_filled_up_is_dropped_again():
         return {"sum": rows + weights, "pair": np.stack([rows, rows], axis=1)}
 
     rows, weights = np.arange(5), np.full(5, 10)
-    result = in_batches(function, rows, weights, size=2, progress=done.append)
+    result = map_rows(function, rows, weights, batch_size=2, progress=done.append)
     assert seen == [[0, 1], [2, 3], [4, 4]] and done == [2, 2, 1]
     np.testing.assert_array_equal(result["sum"], rows + 10)
     np.testing.assert_array_equal(result["pair"], np.stack([rows, rows], axis=1))
-    in_batches(function, rows, weights, size=8, exact=True)
+    map_rows(function, rows, weights, batch_size=8, exact=True)
     assert seen[3] == [0, 1, 2, 3, 4, 4, 4, 4]
 
 
@@ -96,7 +96,7 @@ def test_guidance_0_in_the_grid_compiles_nothing(tmp_path):
         "both": [*flags, "--guidance_scale=0,0.5", "--output_dir=both"],
         "unguided": [*flags, "--guidance_scale=0", "--output_dir=unguided"],
     }
-    prepare = LOAD_ONCE.format("sweep") + "; sweep.report.write_report = lambda path: None"
+    prepare = LOAD_ONCE.format("sweep") + "; sweep.page.write_report = lambda path: None"
     ended = run_each("sweep", cases, cwd=tmp_path, prepare=prepare)
     assert all(each.status is None for each in ended.values()), ended
     assert ended["guided"].compiled

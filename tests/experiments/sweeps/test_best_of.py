@@ -1,20 +1,20 @@
-"""Flags of rejection sampling, and the scores that they stand for."""
+"""Flags of best-of-N, and the scores that they stand for."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from experiments.app import digests
+from experiments.app.flags import parse
 from experiments.demo_world import world
 from experiments.metrics import clip
 from experiments.metrics.classifiers import load_classifier, load_demo_judge
 from experiments.sweeps import best_of
+from guidance.best_of import best
 from maskgit_jax.errors import InputError
 from tests.experiments.metrics.test_classifiers import save_onnx
 from tests.experiments.metrics.test_clip import save_clip
@@ -22,11 +22,10 @@ from tests.experiments.metrics.test_clip import save_clip
 NAMES = ("a, b", "cat", "house fly, fly", "dog", "e")
 
 
-def read(config, *arguments: str) -> best_of.Rejection:
-    """What the flags stand for; the process keeps its own."""
-    with flagsaver.flagsaver():
-        flags.FLAGS(["test", *arguments])
-        return best_of.read(config)
+def read(config, *arguments: str) -> best_of.BestOf:
+    """What the flags stand for."""
+    flags, _ = parse(best_of.BestOfFlags, ["test", *arguments])
+    return best_of.read(flags, config)
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +60,15 @@ def batch():
 def test_best_is_the_first_of_the_highest(scores):
     if np.isnan(scores).all(axis=1).any():
         with pytest.raises(InputError, match="NaN"):
-            best_of.best(scores)
+            best(scores)
         return
-    for row, winner in zip(scores, best_of.best(scores), strict=True):
+    for row, winner in zip(scores, best(scores), strict=True):
         known = [score for score in row if not np.isnan(score)]
         assert row[winner] == max(known)
         assert max(known) not in row[:winner]
 
 
-def test_without_flags_nothing_is_rejected(config, batch):
+def test_without_flags_all_are_kept(config, batch):
     found = read(config)
     assert found.num_candidates == 1
     assert found.record == {"num_candidates": 1, "score": None, "classifier": None, "clip": None}
@@ -187,9 +186,9 @@ def test_bad_flags_are_told(config, arguments, message):
 @pytest.mark.parametrize(
     ("sketch", "text", "message"),
     [
-        ("-1", "1", "--clip_sketch_weight=-1.0: expected 0 or more"),
-        ("1", "nan", "--clip_text_weight=nan: expected 0 or more"),
-        ("inf", "1", "--clip_sketch_weight=inf: expected 0 or more"),
+        ("-1", "1", "--clip_sketch_weight=-1: expected a number from 0 to"),
+        ("1", "nan", "--clip_text_weight=nan: expected a number from 0"),
+        ("inf", "1", "--clip_sketch_weight=inf: expected a number from 0"),
         ("0", "0", "are both 0"),
     ],
 )

@@ -4,12 +4,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.app.guidance_flags import Choices
 
 from experiments.app.drawings import Drawing
+from experiments.app.run_folder import first_difference
 from experiments.sweeps.plan import (
     Plan,
-    first_difference,
     operations_per_step,
     plan_batches,
     plan_items,
@@ -26,7 +25,7 @@ def make_plan(**changes) -> Plan:
     plan = Plan(
         model="demo",
         class_names=("a", "b"),
-        choices=Choices("jeffreys", 1, "jnp"),
+        options={"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"},
         dtype="float32",
         values=values,
         drawings=drawings,

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from experiments.app.run_folder import read_results
 from experiments.sweeps import plots, summary
 from experiments.sweeps.summary import DISTANCE, Row, Sweep
 from maskgit_jax.errors import InputError
@@ -193,7 +194,7 @@ def test_results_of_all_hosts_in_order_without_torn_lines(tmp_path):
         text = "".join(map(to_line, lines[3 * (1 - host) :: 4]))
         (tmp_path / f"results.{host}-of-2.jsonl").write_bytes(text.encode() + b'{"x": "\xce')
     expected = [line for i, line in enumerate(lines) if i % 3 == 1 or i in (0, 3, 4)]
-    assert summary.read_results(folder) == expected
+    assert read_results(folder, "item") == expected
     assert summary.read_sweep(folder) == (plan, expected)
 
 

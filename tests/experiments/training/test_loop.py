@@ -34,12 +34,15 @@ def batch_at(step: int):
 
 
 def fit(directory: Path, num_steps: int = 23, batches=batch_at, **options):
-    defaults = {"save_every": 4, "log_every": 5, "key": jax.random.key(7)}
+    defaults = {"save_every": 4, "log_every": 5, "key": jax.random.key(7), "export": exported}
     state = train_state.init_state({"w": jnp.ones(3)}, OPTIMIZER)
     update = functools.partial(train_state.update, noisy_loss, OPTIMIZER, ema_decay=0.9)
-    return loop.fit(
-        update, state, batches, directory=directory, num_steps=num_steps, **defaults | options
-    )
+    options = defaults | options
+    return loop.train(directory, update, state, loop.Data(batches), num_steps=num_steps, **options)
+
+
+def exported(params):
+    assert params["w"].shape == (3,)
 
 
 def records(directory: Path) -> list[dict]:
@@ -143,8 +146,11 @@ def test_validation_and_samples_see_the_average_weights(tmp_path, whole):
     batches = [batch_at(100), batch_at(101)[:5]]
     key = jax.random.key(1)
     validate = loop.validation(noisy_loss, batches, key, lambda batch: batch + 1)
-    options = {"validate": validate, "validate_every": 23, "draw": draw, "sample_every": 9}
-    state = fit(tmp_path, **options)
+    hooks = [
+        (23, functools.partial(loop.validate, measure=validate)),
+        (9, functools.partial(loop.draw, picture_of=draw)),
+    ]
+    state = fit(tmp_path, hooks=hooks)
     jax.tree.map(np.testing.assert_array_equal, state, whole[1])
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == [
         "0000009.png",
@@ -182,14 +188,15 @@ def test_a_checkpoint_of_other_weights_is_refused(whole):
     state = train_state.init_state({"w": jnp.ones(4)}, OPTIMIZER)
     update = functools.partial(train_state.update, noisy_loss, OPTIMIZER)
     with pytest.raises(InputError, match=r"another model: .*w.* is float32\[3\]") as error:
-        loop.fit(
+        loop.train(
+            whole[0],
             update,
             state,
-            lambda step: np.zeros((8, 4), np.float32),
+            loop.Data(lambda step: np.zeros((8, 4), np.float32)),
             key=jax.random.key(0),
             num_steps=30,
-            directory=whole[0],
             save_every=5,
+            export=exported,
         )
     assert "\n" not in str(error.value)
 
@@ -215,14 +222,15 @@ from tests.conftest import make_model, released
 from tests.commands import ROOT
 
 model = make_model(dropout_rate=0.2)
-optimizer = optimizers.make_optimizer(1e-2, 100, 1, 1e-3)
+optimizer = optimizers.make_optimizer(optimizers.learning_rate_schedule(1e-2, 100, 1), 1e-3)
 
 def run(loss, params, batch_at, **options):
     directory = Path(tempfile.mkdtemp())
-    loop.fit(
+    loop.train(
+        directory,
         functools.partial(train_state.update, loss, optimizer, ema_decay=0.9, **options),
-        train_state.init_state(params, optimizer), batch_at, key=jax.random.key(0), num_steps=6,
-        directory=directory, save_every=100, log_every=1,
+        train_state.init_state(params, optimizer), loop.Data(batch_at), key=jax.random.key(0),
+        num_steps=6, save_every=100, log_every=1, export=lambda params: None,
     )
     return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").open()]
 

@@ -84,7 +84,8 @@ def test_entropy_term_prefers_sure_latents_and_all_codes(tiny):
 def test_updates_learn(tiny):
     ids = jnp.tile(jnp.arange(16)[None], (8, 1))
     labels = jnp.zeros(8, jnp.int32)
-    optimizer = optimizers.make_optimizer(3e-3, 60, 5, 0.0)
+    rates = optimizers.learning_rate_schedule(3e-3, 60, 5)
+    optimizer = optimizers.make_optimizer(rates, 0.0)
 
     loss = functools.partial(losses.masked_token_loss, tiny.transformer)
     step = jax.jit(functools.partial(train_state.update, loss, optimizer))
@@ -192,9 +193,8 @@ def test_learning_rates():
 
 
 def test_muon_makes_the_steps_of_matrices_orthogonal(tiny):
-    optimizer = optimizers.make_optimizer(
-        0.5, 10, 0, 0.0, name="muon", decay="constant", clip_norm=1e9
-    )
+    rates = optimizers.learning_rate_schedule(0.5, 10, 0, "constant")
+    optimizer = optimizers.make_optimizer(rates, 0.0, name="muon", clip_norm=1e9)
     params = {"kernel": jnp.zeros((8, 2, 6)), "bias": jnp.zeros(5)}
     rng = np.random.default_rng(0)
     gradients = jax.tree.map(
@@ -209,7 +209,7 @@ def test_muon_makes_the_steps_of_matrices_orthogonal(tiny):
     expected = -0.5 * nesterov * np.sign(gradients["bias"])
     np.testing.assert_allclose(steps["bias"], expected, rtol=1e-4)
     with pytest.raises(InputError, match="unknown optimizer 'sgd'"):
-        optimizers.make_optimizer(0.5, 10, 0, 0.0, name="sgd")
+        optimizers.make_optimizer(rates, 0.0, name="sgd")
 
     axes = optimizers.matrices(released(tiny))
     layer = axes["TransformerLayer_0"]["Attention_0"]["self_attention"]
@@ -220,9 +220,9 @@ def test_muon_makes_the_steps_of_matrices_orthogonal(tiny):
 
 def test_gradients_are_clipped():
     """Adam forgets the gradients' scale, except through what is clipped before it."""
-    params = jnp.array([0.0, 0.0])
+    params, rates = jnp.array([0.0, 0.0]), optimizers.learning_rate_schedule(1.0, 10, 1)
     for clip_norm, expected in ((1.0, [0.6, 0.8]), (100.0, [3.0, 4.0])):
-        optimizer = optimizers.make_optimizer(1.0, 10, 1, 0.0, clip_norm=clip_norm)
+        optimizer = optimizers.make_optimizer(rates, 0.0, clip_norm=clip_norm)
         update = jax.jit(optimizer.update)
         _, state = update(jnp.array([3.0, 4.0]), optimizer.init(params), params)
         moments = optax.tree_utils.tree_get(state, "mu")

@@ -1,5 +1,8 @@
+import contextlib
 import errno
 import json
+import os
+import signal
 from typing import ClassVar
 
 import fsspec
@@ -8,9 +11,9 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments.app import files
-from experiments.sweeps.folder import Finished, SweepFolder, picture_file
-from experiments.sweeps.summary import read_results
+from experiments.app import files, run_folder
+from experiments.app.run_folder import Finished, RunFolder
+from experiments.sweeps.plan import picture_file, sketch_file
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image
 
@@ -18,13 +21,21 @@ RECORD = {"model": "demo", "seeds": [0], "settings": {"lambda_s": [0.5]}, "sketc
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
 
-def make_folder(path, host=0, num_hosts=1, record=RECORD) -> SweepFolder:
-    folder = SweepFolder(path, host, num_hosts)
-    folder.open(record, [PICTURE])
+def sweep_folder(path, host=0, num_hosts=1) -> RunFolder:
+    return RunFolder(path, "sweep", key="item", host=host, num_hosts=num_hosts)
+
+
+def make_folder(path, host=0, num_hosts=1, record=RECORD) -> RunFolder:
+    folder = sweep_folder(path, host, num_hosts)
+    folder.open(record, {sketch_file(0): PICTURE})
     return folder
 
 
-def add(folder: SweepFolder, *numbers: int) -> None:
+def read_results(path) -> list[dict]:
+    return run_folder.read_results(epath.Path(path), "item")
+
+
+def add(folder: RunFolder, *numbers: int) -> None:
     """One batch."""
     lines = [{"item": number, "file": picture_file(number), "lambda_s": 0.5} for number in numbers]
     folder.add([Finished(PICTURE, line) for line in lines], {"items": list(numbers)})
@@ -101,7 +112,7 @@ def test_a_bucket_serves_as_a_folder(bucket):
     assert not list(path.glob("*-of-*"))
     assert sorted(other.finished()) == [0, 1, 2, 3, 4]
     assert (path / "pictures" / "000001.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="holds another sweep"):
+    with pytest.raises(InputError, match="holds another run"):
         make_folder(path, record=RECORD | {"model": "other"})
 
 
@@ -138,10 +149,10 @@ def test_a_torn_line_is_repaired(tmp_path, kept):
     results = tmp_path / "results.jsonl"
     whole = results.read_bytes()
     results.write_bytes(whole + whole[:kept])
-    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1]
+    assert [line["item"] for line in read_results(tmp_path)] == [0, 1]
     add(make_folder(tmp_path), 2)
     assert results.read_bytes().startswith(whole)
-    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1, 2]
+    assert [line["item"] for line in read_results(tmp_path)] == [0, 1, 2]
 
 
 def test_hosts_are_merged_in_order(tmp_path):
@@ -189,12 +200,12 @@ def test_other_folders_are_refused(tmp_path):
 
 
 def test_a_folder_is_checked_before_all_of_the_plan_is_known(tmp_path):
-    SweepFolder(tmp_path / "new").check(RECORD)
+    sweep_folder(tmp_path / "new").check(RECORD)
     assert not list((tmp_path / "new").iterdir())
     make_folder(tmp_path / "new", record=RECORD | {"weights": "ab"})
-    SweepFolder(tmp_path / "new").check(RECORD)
+    sweep_folder(tmp_path / "new").check(RECORD)
     with pytest.raises(InputError, match="model is demo there, other by these flags"):
-        SweepFolder(tmp_path / "new").check(RECORD | {"model": "other"})
+        sweep_folder(tmp_path / "new").check(RECORD | {"model": "other"})
     with pytest.raises(InputError, match="weights is ab there, cd by these flags"):
         make_folder(tmp_path / "new", record=RECORD | {"weights": "cd"})
 
@@ -215,14 +226,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
             file.write(data[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sweep_folder, "append", full)
+    monkeypatch.setattr(run_folder, "append", full)
     with pytest.raises(InputError, match="No space left on device"):
         add(folder, 1)
     monkeypatch.undo()
     again = make_folder(tmp_path)
     assert sorted(again.finished()) == [0]
     add(again, 1)
-    assert [line["item"] for line in read_results(epath.Path(tmp_path))] == [0, 1]
+    assert [line["item"] for line in read_results(tmp_path)] == [0, 1]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -237,3 +248,69 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+FILES = {"files": ["results.jsonl", "grid.png", "sample_000.png", "sample_001.png"]}
+
+
+def sketch_folder(path, seed: int) -> RunFolder:
+    folder = RunFolder(path, "sketch")
+    folder.open({"seed": seed} | FILES)
+    return folder
+
+
+def test_a_run_of_other_settings_is_replaced_and_nothing_else(tmp_path):
+    first = sketch_folder(tmp_path, 0)
+    first.add([Finished(PICTURE, {"index": i, "file": f"sample_00{i}.png"}) for i in (0, 1)])
+    (tmp_path / "sample_002.png").write_text("mine")
+    assert sorted(sketch_folder(tmp_path, 0).finished()) == [0, 1]
+    again = sketch_folder(tmp_path, 1)
+    assert again.finished() == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "sample_002.png"]
+    more = FILES | {"files": [*FILES["files"], "sample_002.png"], "seed": 1}
+    with pytest.raises(InputError, match=r"sample_002\.png there would be overwritten"):
+        again.check(more)
+    with pytest.raises(InputError, match=r"holds a run of experiments\.sketch: choose"):
+        RunFolder(tmp_path, "edit").check(FILES)
+    with pytest.raises(InputError, match=r"holds a run of experiments\.sketch: choose"):
+        RunFolder(tmp_path, "generate").check({"seed": 1})
+    (tmp_path / "plan.json").write_text('{"seed": 1}')
+    with pytest.raises(InputError, match="holds a run of"):  # of nobody knows what
+        sketch_folder(tmp_path, 1)
+    assert sweep_folder(tmp_path).check({"seed": 1})  # as earlier versions wrote it
+
+
+def test_a_second_run_is_told_who_has_the_folder(tmp_path):
+    with RunFolder(tmp_path / "a", "sketch").claim(FILES):
+        with (
+            pytest.raises(InputError, match=f"process {os.getpid()} on .* is writing there"),
+            RunFolder(tmp_path / "a", "sketch").claim(FILES),
+        ):
+            pass
+        assert (tmp_path / "a").exists()
+    # What was never begun leaves nothing; hosts that share a run have no lock.
+    assert not (tmp_path / "a").exists()
+    with sweep_folder(tmp_path / "b", 0, 2).claim({}), sweep_folder(tmp_path / "b", 1, 2).claim({}):
+        pass
+
+
+def test_missing_batches_are_made_whole_and_a_signal_ends_them(tmp_path, capsys):
+    folder, made = sketch_folder(tmp_path, 0), []
+
+    def make(batch, first, progress):
+        made.append((batch, first))
+        progress(2)
+        if batch == [2, 3] and not stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [Finished(PICTURE, {"index": i, "file": f"{i}.png"}) for i in batch], None
+
+    batches, stopped = [[0, 1], [2, 3], [4]], []
+    for status in (143, None):
+        with pytest.raises(SystemExit) if status else contextlib.nullcontext() as ended:
+            folder.make_missing(batches, make, items=list, num_steps=lambda batch: 2)
+        assert status is None or ended.value.code == status
+        stopped.append(True)
+        (tmp_path / "1.png").unlink()  # what a person has deleted comes again
+    assert made == [([0, 1], True), ([2, 3], False), ([0, 1], True), ([4], False)]
+    assert sorted(folder.finished()) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == "1 of 3 batches are finished\n"

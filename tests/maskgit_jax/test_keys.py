@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskgit_jax.keys import seed_key
 from maskgit_jax.model import with_class_token
 from maskgit_jax.sampling import batched
-from maskgit_jax.sampling.keys import seed_key
 from tests.commands import ROOT
 
 

@@ -11,8 +11,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from experiments import report
 from experiments.sweeps import plots
+from experiments.sweeps.page import check_packages, write_report
 from experiments.sweeps.plots import choose_layout
 from experiments.sweeps.summary import DISTANCE, Row, Sweep, measure, pareto_front, summarise
 from maskgit_jax.errors import InputError
@@ -64,7 +64,7 @@ def unfinished(tmp_path_factory) -> Path:
     lines = lines_of(plan, REALISM)[:41]
     folder = write_sweep(tmp_path_factory.mktemp("sweep") / "out", plan, lines)
     (folder / lines[5]["file"]).unlink()
-    report.write_report(folder)
+    write_report(folder)
     return Path(folder)
 
 
@@ -134,7 +134,7 @@ def test_tables_hold_the_summary(unfinished):
 def test_a_single_setting_has_no_plots_and_many_are_cut(tmp_path):
     plan = plan_of(1, [0])
     folder = write_sweep(tmp_path / "one", plan, lines_of(plan))
-    report.write_report(folder)
+    write_report(folder)
     page = Page((folder / "report.html").read_text())
     assert "nothing is known of realism" in page.words and "Not finished" not in page.words
     # The sketch beside the picture; no farthest item; a contact sheet of one.
@@ -142,7 +142,7 @@ def test_a_single_setting_has_no_plots_and_many_are_cut(tmp_path):
 
     plan = plan_of(14, [0, 1], guidance_scale=[float(i) for i in range(1, 61)])
     folder = write_sweep(tmp_path / "many", plan, lines_of(plan)[: 60 * 15])
-    report.write_report(folder)
+    write_report(folder)
     page = Page((folder / "report.html").read_text())
     assert "The first 50 of 60; all are in summary.csv" in page.words
     # 12 sketches × 12 values × 2 seeds, of which the second has the first sketch alone.
@@ -277,17 +277,17 @@ def test_what_cannot_be_written_is_one_error(tmp_path):
     folder = write_sweep(tmp_path, plan, lines_of(plan))
     (tmp_path / "plots").write_text("")
     with pytest.raises(InputError, match="the report cannot be written"):
-        report.write_report(folder)
+        write_report(folder)
     with pytest.raises(InputError, match="nowhere"):
-        report.write_report(epath.Path(tmp_path / "nowhere"))
+        write_report(epath.Path(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_packages_are_asked_for(package, monkeypatch):
-    report.check_packages()
+    check_packages()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"needs {package}: pip install -e '\.\[sweep\]'"):
-        report.check_packages()
+        check_packages()
 
 
 def test_the_command_needs_a_folder():
