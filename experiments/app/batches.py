@@ -73,8 +73,3 @@ def map_rows(
         if progress is not None:
             progress(batch.count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
-
-
-def in_batches(function: Callable[..., Any], *arrays: np.ndarray, size: int, **options: Any) -> Any:
-    """`map_rows` by its earlier name."""
-    return map_rows(function, *arrays, batch_size=size, **options)

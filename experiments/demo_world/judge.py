@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments.app.batches import in_batches
+from experiments.app.batches import map_rows
 from experiments.demo_world import world
 from maskgit_jax.checkpoints import checkpoint, download
 from maskgit_jax.errors import InputError
@@ -135,7 +135,9 @@ def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
 
 def predict(judge: Judge, params: Any, images: Float[np.ndarray, "b h w 3"]) -> Verdict:
     """Parts, classes and features of pictures in [0, 1] whose sides are multiples of 4."""
-    return in_batches(functools.partial(_predict, judge, params), images, size=_BATCH, exact=True)
+    return map_rows(
+        functools.partial(_predict, judge, params), images, batch_size=_BATCH, exact=True
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -35,6 +35,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Float, UInt8
 
+from maskgit_jax.checkpoints.cache import cache_folder
 from maskgit_jax.errors import InputError
 from maskgit_jax.keys import seed_key
 
@@ -197,7 +198,9 @@ class InceptionV3(nn.Module):
             _halve,
         )
         blocks = {
-            **{f"Mixed_5{x}": _block_a(width) for x, width in zip("bcd", (32, 64, 64), strict=True)},
+            **{
+                f"Mixed_5{x}": _block_a(width) for x, width in zip("bcd", (32, 64, 64), strict=True)
+            },
             "Mixed_6a": _BLOCK_B,
             **{
                 f"Mixed_6{x}": _block_c(width)
@@ -244,7 +247,7 @@ def variable_shapes() -> Any:
 def load_inception(source: str) -> Any:
     """The network's variables from a weights file, `.npz` or `.safetensors`; see the module.
 
-    `source` is a path, or an address (http, https) that is fetched once into the user's cache.
+    `source` is a path, or an address (http, https) that is fetched once into the cache folder.
     What the network has no use for ('fc.bias', 'num_batches_tracked') is ignored.
 
     Raises:
@@ -309,7 +312,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _fetch(url: str) -> Path:
     """The file at an address, from the cache if it is there; it appears there whole."""
-    target = Path(platformdirs.user_cache_dir("maskgit_jax")) / "inception" / url.rsplit("/", 1)[-1]
+    target = cache_folder() / "inception" / url.rsplit("/", 1)[-1]
     if target.is_file():
         return target
     part = target.with_name(f".{secrets.token_hex(8)}.part")

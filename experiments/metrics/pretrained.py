@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from experiments.app.batches import in_batches
+from experiments.app.batches import map_rows
 from maskgit_jax.errors import InputError
 
 _AT_ONCE = 64
@@ -97,7 +97,7 @@ def in_pieces(
     function: Callable[[np.ndarray], Any], pictures: np.ndarray, size: int | None = None
 ) -> np.ndarray:
     """What a function gives for pictures, `size` (or at most 64) at a time."""
-    return in_batches(function, pictures, size=size or _AT_ONCE, exact=size is not None)
+    return map_rows(function, pictures, batch_size=size or _AT_ONCE, exact=size is not None)
 
 
 def check_connection() -> None:

@@ -10,10 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import in_batches
 from experiments.app.tables import Figures
 from experiments.studies import plots
 from experiments.studies.scenes import (
@@ -21,12 +19,15 @@ from experiments.studies.scenes import (
     Measure,
     Pictures,
     Sampling,
+    Scenes,
     class_tokens,
     draw_scenes,
+    map_rows_shown,
 )
 from experiments.studies.step_rules import (
     POPULATION,
     Batch,
+    Made,
     Rule,
     best_seen,
     evolve,
@@ -156,26 +157,21 @@ def study_steps(
         save_pictures(study.folder, {"steps.png": plot_passes(figures)})
 
 
-def _sample(sampling: Sampling, rule: StepRule, scenes):
+def _sample(sampling: Sampling, rule: StepRule, scenes: Scenes) -> Made:
     """Ids of all scenes and the steps that each took."""
     tokens = class_tokens(sampling.model, scenes.labels, scenes.drawing_ids)
     settings = dataclasses.replace(sampling.guided.settings, **rule.changes)
     seed = sampling.guided.record["seed"]
 
     def sample(tokens, rows):
-        batch = Batch(
-            sampling.model,
-            jnp.asarray(tokens),
-            settings,
-            rule.num_steps,
-            seed,
-            jnp.asarray(rows),
+        model, steps = sampling.model, rule.num_steps
+        return rule.rule(
+            Batch(model, jnp.asarray(tokens), settings, steps, seed, jnp.asarray(rows))
         )
-        return rule.rule(batch)
 
-    rows = np.arange(len(tokens))
-    with tqdm(total=len(rows), desc=f"{rule.name}, {rule.num_steps} steps", unit="sample") as bar:
-        return in_batches(sample, tokens, rows, size=sampling.batch_size, progress=bar.update)
+    title = f"{rule.name}, {rule.num_steps} steps"
+    rows = tokens, np.arange(len(tokens))
+    return map_rows_shown(title, sample, *rows, batch_size=sampling.batch_size)
 
 
 def plot_passes(rows: Sequence[tuple[str, Figures]]) -> UInt8[np.ndarray, "h w 3"]:
