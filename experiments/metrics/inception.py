@@ -198,14 +198,14 @@ class InceptionV3(nn.Module):
             _halve,
         )
         blocks = {
-            **{
-                f"Mixed_5{x}": _block_a(width) for x, width in zip("bcd", (32, 64, 64), strict=True)
-            },
+            "Mixed_5b": _block_a(32),
+            "Mixed_5c": _block_a(64),
+            "Mixed_5d": _block_a(64),
             "Mixed_6a": _BLOCK_B,
-            **{
-                f"Mixed_6{x}": _block_c(width)
-                for x, width in zip("bcde", (128, 160, 160, 192), strict=True)
-            },
+            "Mixed_6b": _block_c(128),
+            "Mixed_6c": _block_c(160),
+            "Mixed_6d": _block_c(160),
+            "Mixed_6e": _block_c(192),
             "Mixed_7a": _BLOCK_D,
             "Mixed_7b": _block_e(average_pool),
             "Mixed_7c": _block_e(max_pool),

@@ -32,7 +32,7 @@ KINDS = ("same_class", "any_class")
 
 _PAIRS_AT_ONCE = 16
 _IMAGES_AT_ONCE = 16
-_COLUMNS = {
+COLUMNS = {
     "own_photo": ("own photo", 3),
     "same_class": ("same class", 3),
     "any_class": ("any class", 3),
@@ -112,7 +112,7 @@ def study_attention(
     names += ["mean of layers", "pixels (grey levels)"]
     Study(
         TABLE,
-        _COLUMNS,
+        COLUMNS,
         {name: lambda name=name: Row(measured()[name]) for name in names},
         settings | {"weights": digests.of_weights(model)},
         heading="distance",

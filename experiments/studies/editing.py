@@ -22,7 +22,7 @@ from maskgit_jax.editing.outpaint import Growth, grow
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
 
-_COLUMNS = {"class": ("class", 3), "edge": ("edge", 2), "seam": ("seam", 2), "kept": ("kept", 3)}
+COLUMNS = {"class": ("class", 3), "edge": ("edge", 2), "seam": ("seam", 2), "kept": ("kept", 3)}
 _GRID_COLUMNS = 12
 
 Labels = Int[np.ndarray, "n"]
@@ -90,7 +90,7 @@ def study_editing(
         "outpainting": in_hole(right, {"made anew": (edit(outpaint, labels), labels)}),
     }
     record = record | {"weights": digests.of_weights(model)}
-    studies = [Study(name, _COLUMNS, rows, record, **places) for name, rows in tables.items()]
+    studies = [Study(name, COLUMNS, rows, record, **places) for name, rows in tables.items()]
     finished = []
     for study in studies:
         print(f"{study.name}\n")

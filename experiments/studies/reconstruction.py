@@ -20,7 +20,7 @@ from maskgit_jax.images import to_float
 from maskgit_jax.training.perceptual import perceptual_distance
 
 _MASKS = 2
-_COLUMNS = {
+COLUMNS = {
     "psnr": ("PSNR in dB", 2),
     "perceptual": ("perceptual distance", 4),
     "diversity": ("diversity", 4),
@@ -55,7 +55,7 @@ def study_reconstruction(
     rows = {name: functools.partial(row, ratio) for ratio, name in names.items()}
     study = Study(
         "reconstruction",
-        _COLUMNS,
+        COLUMNS,
         rows | {names[0.0]: round_trip},
         record
         | {

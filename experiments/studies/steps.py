@@ -15,7 +15,6 @@ from experiments.app import digests
 from experiments.app.tables import Figures
 from experiments.studies import plots
 from experiments.studies.scenes import (
-    COLUMNS,
     Measure,
     Pictures,
     Sampling,
@@ -39,16 +38,15 @@ from experiments.studies.study import Row, Study, save_pictures
 from maskgit_jax.errors import InputError
 
 _PUBLISHED = {"max_mask_rate": 0.95, "min_mask_rate": 0.35}
-_MEASURES = {
-    "silhouette_iou": 3,
-    "class_accuracy": 3,
-    "structure_distance": 3,
-    "frechet_distance": 1,
-    "white_background": 2,
-    "sketch_tokens": 3,
-}
-_COLUMNS = {"num_steps": ("steps", 0), "passes": ("passes", 0)} | {
-    name: (COLUMNS[name][0], digits) for name, digits in _MEASURES.items()
+COLUMNS = {
+    "num_steps": ("steps", 0),
+    "passes": ("passes", 0),
+    "silhouette_iou": ("IoU", 3),
+    "class_accuracy": ("class", 3),
+    "structure_distance": ("structure", 3),
+    "frechet_distance": ("Fréchet", 1),
+    "white_background": ("white", 2),
+    "sketch_tokens": ("sketch ids", 3),
 }
 _PLOTTED = ("silhouette_iou", "class_accuracy", "frechet_distance")
 
@@ -130,16 +128,16 @@ def study_steps(
         seconds = time.perf_counter() - start
         pictures = Pictures(sampling.model.images_of(ids), ids)
         figures = measure()(pictures, scenes())
-        costs = {
+        figures |= {
             "num_steps": rule.num_steps,
             "passes": float(np.mean(steps)) * rule.step_passes,
-            "seconds": round(seconds, 1),
         }
-        return Row(costs | {name: figures[name] for name in _MEASURES})
+        shown = {name: figures[name] for name in COLUMNS}
+        return Row(shown | {"seconds": round(seconds, 1)})
 
     study = Study(
         "steps",
-        _COLUMNS,
+        COLUMNS,
         {name: functools.partial(row, rule) for name, rule in rules.items()},
         sampling.guided.record
         | {
@@ -194,6 +192,6 @@ def plot_passes(rows: Sequence[tuple[str, Figures]]) -> UInt8[np.ndarray, "h w 3
     for axes, measure in zip(panels, _PLOTTED, strict=True):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-        plots.label_axes(axes, "passes through the transformer", _COLUMNS[measure][0])
+        plots.label_axes(axes, "passes through the transformer", COLUMNS[measure][0])
     plots.legend_outside(figure, "lower", 5, 13)
     return plots.pixels(figure)

@@ -22,7 +22,7 @@ from maskgit_jax.editing.canvas import EditPicture, finish, outlined, prepare
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
 
-_COLUMNS = {
+COLUMNS = {
     "colour_distance": ("colour", 4),
     "inversion_distance": ("inversion", 4),
     "counterfactual_distance": ("counterfactual", 4),
@@ -121,7 +121,7 @@ def study_strokes(
         rows["tilt 0"] = "baseline"  # the same ids by construction; tests hold it to that
     study = Study(
         "strokes",
-        _COLUMNS,
+        COLUMNS,
         {
             "photo": lambda: row(strokes.photos, outlines),
             "stroke as painted": lambda: row(strokes.painted, strokes.painted),
