@@ -85,15 +85,15 @@ def _case(flags: Flags) -> tuple[dict[str, Any], Job]:
     """What is measured, for the results and for the processes; its figures are yet to come."""
     config = model_config(flags.model)
     guided = read_guidance(flags, config)
-    if guided.options.num_proposals != 1:
+    if guided.options["num_proposals"] != 1:
         raise InputError("--num_proposals: the benchmark knows the published rule, with one")
     if flags.task == "decode" and guided.num_steps < 4:
         raise InputError(f"--num_steps={guided.num_steps}: expected 4 or more, some to warm up")
     if "plain" in flags.variants:
-        PlainMaskSketch(config.transformer, guided.settings, guided.options.divergence)
+        PlainMaskSketch(config.transformer, guided.settings, guided.options["divergence"])
     names = ("task", "model", "random_weights", "dtype", "num_steps")
     described = {name: getattr(flags, name) for name in names} | {"batch": flags.batch_size}
-    job = Job(RATE, settings=guided.settings, options=guided.options._asdict(), **described)
+    job = Job(RATE, settings=guided.settings, options=guided.options, **described)
     full_steps = config.presets["masksketch"]["num_steps"]
     more = {"full_steps": full_steps, "repeats": flags.repeats, "settings": guided.record}
     return described | more, job

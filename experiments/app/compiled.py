@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from maskgit_jax.checkpoints.cache import cache_folder
+from maskgit_jax.checkpoints.download import cache_folder
 
 _MOST_BYTES = 2**30
 _MOST_PROGRAMS = 4000

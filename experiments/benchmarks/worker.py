@@ -35,7 +35,7 @@ from maskgit_jax.model import Model, load_model, model_config, with_class_token
 from maskgit_jax.networks.stacked import stack_layers, unstack_layers
 from maskgit_jax.networks.tokenizer import Tokenizer
 from maskgit_jax.networks.transformer import Transformer
-from maskgit_jax.sampling.batched import decode_batch, sample_keys
+from maskgit_jax.sampling.batched import sample_keys, stream
 from maskgit_jax.sampling.loop import decode
 
 TASKS = ("decode", "score")
@@ -235,18 +235,12 @@ class _Variant:
             self._compile_seconds += seconds
 
     def _decode(self, guide, state) -> tuple[np.ndarray, float]:
-        times: list[tuple[int, float]] = []
-        state = decode_batch(
-            self._model,
-            self._rules.method,
-            self._rules.shared,
-            guide,
-            state,
-            num_steps=self.job.num_steps,
-            progress=lambda done: times.append((done, time.perf_counter())),
-            steps_per_call=-(-self.job.num_steps // 4),
-        )
-        # The first report comes after the start and the first steps.
+        times, num_steps = [], self.job.num_steps
+        given = self._model, self._rules.method, self._rules.shared, guide, state
+        for step, state in stream(*given, num_steps=num_steps, every=-(-num_steps // 4)):
+            jax.block_until_ready(state)
+            times.append((step, time.perf_counter()))
+        # The first time is after the start and the first steps.
         (first, began), (last, ended) = times[0], times[-1]
         return np.asarray(state.sampled)[:, 1:], (ended - began) / (last - first)
 

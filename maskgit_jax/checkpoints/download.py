@@ -17,11 +17,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import platformdirs
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from maskgit_jax.checkpoints import conversion
-from maskgit_jax.checkpoints.cache import cache_folder
 from maskgit_jax.checkpoints.checkpoint import (
     Manifest,
     check_params,
@@ -71,24 +71,25 @@ _PAUSES_S = (0.0, 1.0, 2.0, 4.0)
 _BLOCK = 1 << 20
 
 
+class _SourceError(Exception):
+    """This source does not have the file; another may."""
+
+
 class _CutError(Exception):
-    """The connection ended before the file did; what was received is kept."""
-
-
-class _RestartError(Exception):
-    """The server cannot go on where the partial file ends."""
-
-
-class _StatusError(Exception):
-    """The server answered, but not with the file; the message completes "answered"."""
+    """The connection ended before the file did, or the partial file, now deleted, was no use."""
 
 
 class _UnreachableError(Exception):
     """No answer at all: no such host, refused, timed out."""
 
 
-class _SourceError(Exception):
-    """This source does not have the file; another may."""
+def cache_folder() -> Path:
+    """The environment's MASKGIT_CACHE, else the user's cache folder; it need not exist.
+
+    It is for what is worth keeping from one run to the next.
+    """
+    folder = os.environ.get("MASKGIT_CACHE") or platformdirs.user_cache_dir("maskgit_jax")
+    return Path(os.path.expanduser(folder)).absolute()
 
 
 def fetch_model(
@@ -272,11 +273,8 @@ def _download(url: str, part: Path, most: int) -> None:
         time.sleep(pause)
         try:
             return _receive(url, part, most)
-        except _RestartError as error:
-            reason = str(error)
-            part.unlink()
-        except _StatusError as error:
-            raise _SourceError(f"answered {error}{_kept(part)}") from None
+        except _SourceError as error:
+            raise _SourceError(f"{error}{_kept(part)}") from None
         except _UnreachableError as error:
             reason = str(error)
             # Once something was received, the network is worth waiting for.
@@ -293,16 +291,19 @@ def _download(url: str, part: Path, most: int) -> None:
 def _receive(url: str, part: Path, most: int) -> None:
     """Adds the answer to one request to `part`, or to an empty one where the server starts anew."""
     offset = _size(part)
-    with _open(url, offset) as response:
+    with _open(url, part, offset) as response:
         if response.status == 206:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
             if span is None or int(span[1]) != offset:
-                raise _RestartError("the server sent another part of the file than asked for")
+                part.unlink()
+                raise _CutError("the server sent another part of the file than asked for")
             total = int(span[2])
         else:
             offset, total = 0, response.length
         if total is not None and total > most:
-            raise _StatusError(f"{total} bytes, more than the {most} that the file can have")
+            raise _SourceError(
+                f"answered {total} bytes, more than the {most} that the file can have"
+            )
         with (
             part.open("ab" if offset else "wb") as file,
             tqdm(
@@ -314,7 +315,9 @@ def _receive(url: str, part: Path, most: int) -> None:
                 received += len(block)
                 if received > most:
                     part.unlink()
-                    raise _StatusError(f"more than {most} bytes, which the file cannot have")
+                    raise _SourceError(
+                        f"answered more than {most} bytes, which the file cannot have"
+                    )
                 file.write(block)
                 progress.update(len(block))
             file.flush()
@@ -323,7 +326,8 @@ def _receive(url: str, part: Path, most: int) -> None:
     if total is not None and size < total:
         raise _CutError(f"{size} of {total} bytes received")
     if total is not None and size > total:
-        raise _RestartError(f"{size} bytes received of a file of {total}")
+        part.unlink()
+        raise _CutError(f"{size} bytes received of a file of {total}")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -335,7 +339,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, file, code, message, headers, new_url)
 
 
-def _open(url: str, offset: int) -> http.client.HTTPResponse:
+def _open(url: str, part: Path, offset: int) -> http.client.HTTPResponse:
     try:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         request = urllib.request.Request(url, headers=headers)
@@ -343,13 +347,14 @@ def _open(url: str, offset: int) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and offset:
-            raise _RestartError("the server has no bytes after the partial file") from None
-        raise _StatusError(f"HTTP {error.code} {printable(error.reason)}") from None
+            part.unlink()
+            raise _CutError("the server has no bytes after the partial file") from None
+        raise _SourceError(f"answered HTTP {error.code} {printable(error.reason)}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _UnreachableError(printable(getattr(error, "reason", error))) from None
     if response.status not in ((200, 206) if offset else (200,)):
         response.close()
-        raise _StatusError(f"HTTP {response.status} {printable(response.reason)}")
+        raise _SourceError(f"answered HTTP {response.status} {printable(response.reason)}")
     return response
 
 

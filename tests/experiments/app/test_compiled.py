@@ -93,7 +93,8 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
 
 def test_the_flag_says_no(tmp_path):
     program = (
-        "import dataclasses, jax\n"
+        "import dataclasses\n"
+        "import jax\n"
         "from experiments.app import cli\n"
         "Flags = dataclasses.make_dataclass('Flags', [])\n"
         "cli.run(lambda flags: print(jax.config.jax_compilation_cache_dir), Flags)\n"
