@@ -35,7 +35,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Float, UInt8
 
-from maskgit_jax.checkpoints.cache import cache_folder
+from maskgit_jax.checkpoints.download import cache_folder
 from maskgit_jax.errors import InputError
 from maskgit_jax.keys import seed_key
 
