@@ -1,18 +1,32 @@
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from absl import flags
 
-from experiments.app import guidance_flags
+from experiments.app.flag_groups import edit_settings
+from guidance.masksketch import MaskSketch, SketchPlan
+from guidance.settings import guided
+from guidance.strokes.methods import StrokeSettings
+from guidance.structure import StructureSettings
+from maskgit_jax.api import SAMPLERS
 from maskgit_jax.config import read_config, write_config
-from maskgit_jax.editing import inpaint
+from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.errors import InputError
-from maskgit_jax.knobs import KNOBS, read_layers
+from maskgit_jax.knobs import check, knob, knobs_of, optional, read_layers, resolve
 from maskgit_jax.model import model_config
+from maskgit_jax.sampling.loop import LoopSettings
 from tests.commands import TESTS
 
 GOLDEN = TESTS / "golden" / "model" / "config.json"
+
+METHODS = {
+    "masksketch": (SketchPlan, StructureSettings, MaskSketch),
+    "edit": (EditSettings,),
+    "stroke": (StrokeSettings,),
+    **{name: (LoopSettings, sampler) for name, sampler in SAMPLERS.items()},
+}
 
 RELEASED = {
     "num_steps": 500,
@@ -40,11 +54,12 @@ def write(folder: Path, **changes) -> Path:
 
 
 @pytest.mark.parametrize("name", ["demo", "imagenet256", "imagenet512"])
-def test_packaged_models_have_every_knob(name):
-    presets = model_config(name).presets
-    assert {method: set(knobs) for method, knobs in presets.items()} == {
-        method: set(knobs) for method, knobs in KNOBS.items()
-    }
+@pytest.mark.parametrize("method", METHODS)
+def test_packaged_models_have_every_knob(name, method):
+    config = model_config(name)
+    # What computes is no question of the model.
+    assert set(config.presets[method]) == set(knobs_of(*METHODS[method])) - {"kernel"}
+    assert resolve(config, method, *METHODS[method]).items() >= config.presets[method].items()
 
 
 def test_the_released_settings_are_those_of_the_papers():
@@ -70,22 +85,11 @@ def test_presets_belong_to_the_model_whatever_it_is_called(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(data))
         config = model_config(tmp_path)
         assert config.presets == named.presets
-    flags.FLAGS(["test", f"--model={tmp_path}"])
-    try:
-        record = guidance_flags.read(config).record
-        assert {name: record[name] for name in RELEASED} == RELEASED
-        assert inpaint.chosen_settings(config, None, None) == (12, 4.5, 1.0)
-        flags.FLAGS(["test", "--sampler=fast"])
-        fast = guidance_flags.read(config).record
-        assert (fast["num_steps"], fast["num_proposals"], fast["layers"]) == (
-            16,
-            4,
-            RELEASED["layers"],
-        )
-    finally:
-        flags.FLAGS.unparse_flags()
-        for name in ("model", "sampler"):
-            flags.FLAGS[name].unparse()
+    assert {name: guided(config, {}).record[name] for name in RELEASED} == RELEASED
+    assert edit_settings(config, None) == EditSettings(12, 4.5, 1.0)
+    fast = guided(config, {}, fast=True).record
+    assert (fast["num_steps"], fast["num_proposals"]) == (16, 4)
+    assert fast["layers"] == RELEASED["layers"]
     assert read_config(GOLDEN).presets == model_config("demo").presets
 
 
@@ -108,32 +112,56 @@ def test_a_model_s_own_presets_hold_and_the_others_are_filled_in(tmp_path):
         ([], "presets is no object"),
         ({"maskgit": 8}, "presets is no object"),
         ({"muse": {}}, "no method 'muse'"),
-        ({"maskgit": {"sharpness": 1.0}}, "no knob presets.maskgit.sharpness"),
-        ({"maskgit": {"num_steps": 0}}, "presets.maskgit.num_steps=0: expected a whole number"),
-        ({"maskgit": {"num_steps": 8.0}}, "num_steps=8.0: expected a whole number from 1"),
-        ({"maskgit": {"num_steps": True}}, "num_steps=True"),
-        ({"maskgit": {"temperature": "hot"}}, "temperature=hot: expected 0 to 1e+06"),
-        ({"maskgit": {"temperature": float("nan")}}, "temperature=nan"),
-        ({"halton": {"schedule": "sine"}}, "presets.halton.schedule=sine: expected one of cosine"),
-        ({"halton": {"schedule": ["cosine"]}}, "schedule=['cosine']"),
-        ({"remdm": {"remask": "loop"}}, "presets.remdm.remask=loop"),
-        ({"masksketch": {"lambda_s": 1.5}}, "presets.masksketch.lambda_s=1.5: expected 0 to 1"),
-        ({"masksketch": {"divergence": "kl"}}, "expected one of jeffreys, cross_entropy"),
-        ({"masksketch": {"layers": "4"}}, "layer 4 is out of range: the model has 0 to 3"),
-        ({"masksketch": {"layers": "1,1"}}, "layers [1, 1] name one twice"),
-        ({"masksketch": {"layers": "middle"}}, "all, early or late"),
-        ({"masksketch": {"layers": [1, 3]}}, "expected text, such as 'all' or '1,3,16'"),
-        ({"masksketch": {"min_mask_rate": 0.9, "max_mask_rate": 0.5}}, "mask rates fall from 0.5"),
-        ({"masksketch_fast": {"max_mask_rate": 0}}, "presets.masksketch_fast: mask rates"),
-        ({"stroke": {"confidence": -0.1}}, "presets.stroke.confidence=-0.1"),
     ],
 )
-def test_presets_that_do_not_fit_are_one_line_with_the_file(tmp_path, presets, words):
+def test_presets_of_no_method_are_one_line_with_the_file(tmp_path, presets, words):
     path = write(tmp_path, presets=presets)
     with pytest.raises(InputError) as error:
         read_config(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ") and words in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "method, presets, words",
+    [
+        ("maskgit", {"sharpness": 1.0}, "no knob presets.maskgit.sharpness"),
+        ("maskgit", {"num_steps": 0}, "presets.maskgit.num_steps=0: expected a whole number"),
+        ("maskgit", {"num_steps": 8.0}, "num_steps=8.0: expected a whole number from 1"),
+        ("maskgit", {"num_steps": True}, "num_steps=True"),
+        ("maskgit", {"temperature": "hot"}, "temperature=hot: expected a number from 0 to 1e+06"),
+        ("maskgit", {"temperature": float("nan")}, "temperature=nan"),
+        ("halton", {"schedule": "sine"}, "presets.halton.schedule=sine: expected one of cosine"),
+        ("halton", {"schedule": ["cosine"]}, "schedule=['cosine']"),
+        ("remdm", {"remask": "loop"}, "presets.remdm.remask=loop"),
+        ("masksketch", {"lambda_s": 1.5}, "presets.masksketch.lambda_s=1.5: expected a number"),
+        ("masksketch", {"divergence": "kl"}, "expected one of jeffreys, cross_entropy"),
+        ("masksketch", {"layers": [1, 3]}, "presets.masksketch.layers=[1, 3]: expected text"),
+        ("stroke", {"confidence": -0.1}, "presets.stroke.confidence=-0.1"),
+    ],
+)
+def test_presets_that_a_method_cannot_take_are_named(tmp_path, method, presets, words):
+    config = read_config(write(tmp_path, presets={method: presets}))
+    with pytest.raises(InputError) as error:
+        resolve(config, method, *METHODS[method])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "presets, words",
+    [
+        ({"layers": "4"}, "layer 4 is out of range: the model has 0 to 3"),
+        ({"layers": "1,1"}, "layers [1, 1] name one twice"),
+        ({"layers": "middle"}, "all, early or late"),
+        ({"layers": "all", "min_mask_rate": 0.9, "max_mask_rate": 0.5}, "mask rates fall from 0.5"),
+        ({"layers": "all", "max_mask_rate": 0}, "mask rates fall from 0"),
+    ],
+)
+def test_presets_that_do_not_go_together_are_named(tmp_path, presets, words):
+    config = read_config(write(tmp_path, presets={"masksketch": presets}))
+    with pytest.raises(InputError) as error:
+        guided(config, {})
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_layers_have_names():
@@ -148,20 +176,61 @@ def test_layers_have_names():
 @pytest.mark.parametrize(
     ("power", "given", "expected"),
     [
-        (4.0, [], 4.0),
-        (4.0, ["--guidance_schedule=constant"], 0.0),
-        (4.0, ["--guidance_schedule=rising"], 4.0),
-        (4.0, ["--guidance_schedule=rising", "--guidance_power=2"], 2.0),
-        (0.0, ["--guidance_schedule=rising"], 1.0),
+        (4.0, {}, 4.0),
+        (4.0, {"guidance_schedule": "constant"}, 0.0),
+        (4.0, {"guidance_schedule": "rising"}, 4.0),
+        (4.0, {"guidance_schedule": "rising", "guidance_power": 2.0}, 2.0),
+        (0.0, {"guidance_schedule": "rising"}, 1.0),
     ],
 )
 def test_the_guidance_schedule_of_presets_and_flags(tmp_path, power, given, expected):
     presets = {"masksketch": {"guidance_power": power, "layers": "all"}}
     config = read_config(write(tmp_path, presets=presets))
-    flags.FLAGS(["test", *given])
-    try:
-        assert guidance_flags.read(config).settings.guidance_power == expected
-    finally:
-        flags.FLAGS.unparse_flags()
-        for name in ("guidance_schedule", "guidance_power"):
-            flags.FLAGS[name].unparse()
+    assert guided(config, given).settings.guidance_power == expected
+    with pytest.raises(InputError, match="only --guidance_schedule=rising has one"):
+        guided(config, {"guidance_power": 2.0, "guidance_schedule": "constant"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """For the tests below."""
+
+    count: int = knob(3, "How many.", low=1, high=10)
+    share: object = knob(0.5, "How much.", low=0.0, high=1.0)
+    name: str = knob("a", "Which.", choices=("a", "b"))
+    other: int = 0
+
+
+def test_given_settings_come_before_presets_and_those_before_defaults():
+    class Config:
+        presets = {"first": {"count": 4, "share": 0.25}, "second": {"share": 0.75}}  # noqa: RUF012
+
+    assert resolve(Config, "first", Settings) == {"count": 4, "share": 0.25, "name": "a"}
+    assert resolve(Config, ("first", "second"), Settings)["share"] == 0.75
+    given = {"share": 1, "name": None}
+    assert resolve(Config, "first", Settings, given=given) == {"count": 4, "share": 1, "name": "a"}
+    with pytest.raises(InputError, match=r"^no knob shade: expected count, share, name$"):
+        resolve(Config, "first", Settings, given={"shade": 1})
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"count": 11}, "count=11: expected a whole number from 1 to 10"),
+        ({"count": 2.5}, "count=2.5: expected a whole number"),
+        ({"share": np.array([0.5, 1.5])}, r"share=\[0.5 1.5\]: expected a number from 0 to 1"),
+        ({"share": np.nan}, "share=nan"),
+        ({"share": True}, "share=True"),
+        ({"name": "c"}, "name=c: expected one of a, b"),
+    ],
+)
+def test_values_that_are_not_allowed_are_named(changes, words):
+    check(Settings(count=np.int32(10), share=np.array([0, 1]), other=99))
+    with pytest.raises(InputError, match=f"^{words}"):
+        check(dataclasses.replace(Settings(), **changes))
+
+
+def test_optional_knobs_have_no_defaults():
+    made = dataclasses.make_dataclass("Made", optional(Settings, leave=("name",)))()
+    assert dataclasses.asdict(made) == {"count": None, "share": None}
+    assert knobs_of(type(made))["count"] == knobs_of(Settings)["count"]

@@ -18,7 +18,7 @@ def test_stacking_is_undone_by_unstacking(tiny):
     for i in range(3):
         layer = params[f"TransformerLayer_{i}"]["Mlp_0"]["layer_output"]["kernel"]
         np.testing.assert_array_equal(kernel[i], layer)
-    jax.tree.map(np.testing.assert_array_equal, stacked.unstack_layers(stacked), params)
+    jax.tree.map(np.testing.assert_array_equal, stacked.unstack_layers(by_layer), params)
 
 
 def test_more_than_ten_layers_keep_their_order():
