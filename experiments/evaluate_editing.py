@@ -24,6 +24,7 @@ from experiments.app import cli
 from experiments.app.flag_groups import EditStudyFlags, read_edit_study
 from experiments.demo_world.judge import load_demo_world_model
 from experiments.studies.editing import study_editing
+from experiments.studies.scenes import Edits
 from experiments.studies.study import StudyFlags
 
 
@@ -35,14 +36,9 @@ class Flags(StudyFlags, EditStudyFlags):
 def main(flags: Flags) -> None:
     """Measures edits of held-out photos."""
     settings, record = read_edit_study(flags)
-    study_editing(
-        load_demo_world_model(flags.model),
-        settings,
-        flags.places(),
-        record,
-        num_images=flags.num_images,
-        batch_size=flags.batch_size,
-    )
+    model = load_demo_world_model(flags.model)
+    edits = Edits(model, settings, flags.seed, flags.batch_size)
+    study_editing(edits, flags.places(), record, flags.num_images)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ from experiments.app import cli
 from experiments.app.flag_groups import EditStudyFlags, read_edit_study
 from experiments.demo_world.judge import load_demo_world_model
 from experiments.studies.plots import check_matplotlib
+from experiments.studies.scenes import Edits
 from experiments.studies.strokes import study_strokes
 from experiments.studies.study import StudyFlags
-from guidance.stroke_sampling import read_energy
+from guidance.strokes.energies import read_energy
 from maskgit_jax.knobs import knob
 
 _SHARES = {"kind": float, "low": 0.0, "high": 1.0}
@@ -63,16 +64,14 @@ def main(flags: Flags) -> None:
     if flags.output_dir is not None:
         check_matplotlib()  # before hours of sampling
     study_strokes(
-        model,
-        settings,
+        Edits(model, settings, flags.seed, flags.batch_size),
+        flags.num_images,
+        sorted(flags.confidences),
+        sorted(flags.other_confidences),
+        energy,
+        tuned,
         flags.places(),
         record | {"energy": flags.energy, "iterative_model": flags.iterative_model},
-        num_images=flags.num_images,
-        batch_size=flags.batch_size,
-        confidences=sorted(flags.confidences),
-        other_confidences=sorted(flags.other_confidences),
-        energy=energy,
-        tuned=tuned,
     )
 
 

@@ -24,7 +24,7 @@ from experiments.app.pictures import read_labelled
 from experiments.demo_world.judge import load_demo_world_model
 from experiments.studies.plots import check_matplotlib
 from experiments.studies.reconstruction import study_reconstruction
-from experiments.studies.scenes import draw_photos
+from experiments.studies.scenes import Edits, draw_photos
 from experiments.studies.study import StudyFlags
 from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model
@@ -59,16 +59,9 @@ def main(flags: Flags) -> None:
         photos, labels = read_labelled(
             Path(flags.images), model.config, flag="images", fit="crop", most=flags.num_images
         )
-    study_reconstruction(
-        model,
-        photos,
-        labels,
-        settings,
-        flags.places(),
-        record | {"images": flags.images},
-        ratios=sorted(flags.ratios),
-        batch_size=flags.batch_size,
-    )
+    edits = Edits(model, settings, flags.seed, flags.batch_size)
+    record |= {"images": flags.images}
+    study_reconstruction(edits, photos, labels, sorted(flags.ratios), flags.places(), record)
 
 
 if __name__ == "__main__":

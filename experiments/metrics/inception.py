@@ -22,12 +22,9 @@ samples (`score --export`) and run it. clean-fid resizes with an antialiased bic
 
 import functools
 import http.client
-import json
 import secrets
 import shutil
-import struct
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +32,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import platformdirs
+import safetensors.numpy
 from jaxtyping import Array, Float, UInt8
 
+from maskgit_jax.checkpoints.cache import cache_folder
 from maskgit_jax.errors import InputError
 from maskgit_jax.keys import seed_key
 
@@ -46,7 +44,6 @@ NUM_FEATURES = 2048
 NUM_CLASSES = 1008
 
 _TIMEOUT_S = 30.0
-_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 
 
 class Inception(NamedTuple):
@@ -100,100 +97,89 @@ def _halve(x):
     return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
-def _chain(x, *convolutions):
-    """Applies convolutions (name, width, kernel, stride, padding) one after the other."""
-    for name, *settings in convolutions:
-        x = _Conv(*settings, name=name)(x)
+def _run(x, steps):
+    """Applies steps one after the other.
+
+    A step is a pool, a convolution (name, width, kernel, stride, padding), or branches: each is a
+    tuple of steps, and their results are joined.
+    """
+    for step in steps:
+        if callable(step):
+            x = step(x)
+        elif isinstance(step[0], str):
+            x = _Conv(*step[1:], name=step[0])(x)
+        else:
+            x = jnp.concatenate([_run(x, branch) for branch in step], axis=-1)
     return x
 
 
-def _join(*branches):
-    return jnp.concatenate(branches, axis=-1)
-
-
-class _BlockA(nn.Module):
-    pool_width: int
+class _Block(nn.Module):
+    branches: tuple
 
     @nn.compact
     def __call__(self, x):
-        double = ("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, (3, 3))
-        return _join(
-            _chain(x, ("branch1x1", 64)),
-            _chain(x, ("branch5x5_1", 48), ("branch5x5_2", 64, (5, 5))),
-            _chain(x, *double, ("branch3x3dbl_3", 96, (3, 3))),
-            _chain(average_pool(x), ("branch_pool", self.pool_width)),
-        )
+        return _run(x, [self.branches])
 
 
-class _BlockB(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        double = ("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, (3, 3))
-        return _join(
-            _chain(x, ("branch3x3", 384, (3, 3), 2, "VALID")),
-            _chain(x, *double, ("branch3x3dbl_3", 96, (3, 3), 2, "VALID")),
-            _halve(x),
-        )
+_ROW, _COLUMN = (1, 7), (7, 1)
+_VALID = (3, 3), 2, "VALID"
+_DOUBLE = ("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, (3, 3))
 
 
-class _BlockC(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self, x):
-        width, row, column = self.width, (1, 7), (7, 1)
-        return _join(
-            _chain(x, ("branch1x1", 192)),
-            _chain(
-                x,
-                ("branch7x7_1", width),
-                ("branch7x7_2", width, row),
-                ("branch7x7_3", 192, column),
-            ),
-            _chain(
-                x,
-                ("branch7x7dbl_1", width),
-                ("branch7x7dbl_2", width, column),
-                ("branch7x7dbl_3", width, row),
-                ("branch7x7dbl_4", width, column),
-                ("branch7x7dbl_5", 192, row),
-            ),
-            _chain(average_pool(x), ("branch_pool", 192)),
-        )
+def _block_a(pool_width):
+    return (
+        (("branch1x1", 64),),
+        (("branch5x5_1", 48), ("branch5x5_2", 64, (5, 5))),
+        (*_DOUBLE, ("branch3x3dbl_3", 96, (3, 3))),
+        (average_pool, ("branch_pool", pool_width)),
+    )
 
 
-class _BlockD(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return _join(
-            _chain(x, ("branch3x3_1", 192), ("branch3x3_2", 320, (3, 3), 2, "VALID")),
-            _chain(
-                x,
-                ("branch7x7x3_1", 192),
-                ("branch7x7x3_2", 192, (1, 7)),
-                ("branch7x7x3_3", 192, (7, 1)),
-                ("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
-            ),
-            _halve(x),
-        )
+_BLOCK_B = (
+    (("branch3x3", 384, *_VALID),),
+    (*_DOUBLE, ("branch3x3dbl_3", 96, *_VALID)),
+    (_halve,),
+)
 
 
-class _BlockE(nn.Module):
-    pool: Callable[[Array], Array]
+def _block_c(width):
+    kernels = (1, 1), _COLUMN, _ROW, _COLUMN, _ROW
+    widths = width, width, width, width, 192
+    double = zip(widths, kernels, strict=True)
+    return (
+        (("branch1x1", 192),),
+        (
+            ("branch7x7_1", width),
+            ("branch7x7_2", width, _ROW),
+            ("branch7x7_3", 192, _COLUMN),
+        ),
+        tuple((f"branch7x7dbl_{place}", *each) for place, each in enumerate(double, 1)),
+        (average_pool, ("branch_pool", 192)),
+    )
 
-    @nn.compact
-    def __call__(self, x):
-        row, column = (1, 3), (3, 1)
-        single = _chain(x, ("branch3x3_1", 384))
-        double = _chain(x, ("branch3x3dbl_1", 448), ("branch3x3dbl_2", 384, (3, 3)))
-        return _join(
-            _chain(x, ("branch1x1", 320)),
-            _chain(single, ("branch3x3_2a", 384, row)),
-            _chain(single, ("branch3x3_2b", 384, column)),
-            _chain(double, ("branch3x3dbl_3a", 384, row)),
-            _chain(double, ("branch3x3dbl_3b", 384, column)),
-            _chain(self.pool(x), ("branch_pool", 192)),
-        )
+
+_BLOCK_D = (
+    (("branch3x3_1", 192), ("branch3x3_2", 320, *_VALID)),
+    (
+        ("branch7x7x3_1", 192),
+        ("branch7x7x3_2", 192, _ROW),
+        ("branch7x7x3_3", 192, _COLUMN),
+        ("branch7x7x3_4", 192, *_VALID),
+    ),
+    (_halve,),
+)
+
+
+def _block_e(pool):
+    def ends(name):
+        return tuple(((f"{name}{end}", 384, k),) for end, k in (("a", (1, 3)), ("b", (3, 1))))
+
+    return (
+        (("branch1x1", 320),),
+        (("branch3x3_1", 384), ends("branch3x3_2")),
+        (("branch3x3dbl_1", 448), ("branch3x3dbl_2", 384, (3, 3)), ends("branch3x3dbl_3")),
+        (pool, ("branch_pool", 192)),
+    )
 
 
 class InceptionV3(nn.Module):
@@ -202,18 +188,31 @@ class InceptionV3(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b 299 299 3"]) -> Inception:
         """Features and logits of pictures in [-1, 1]; the last maps are 8×8×2048."""
-        stem = ("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"), ("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID")
-        x = _halve(_chain(images, *stem, ("Conv2d_2b_3x3", 64, (3, 3))))
-        x = _chain(x, ("Conv2d_3b_1x1", 80), ("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"))
-        x = _halve(x)
-        for name, pool_width in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
-            x = _BlockA(pool_width, name=name)(x)
-        x = _BlockB(name="Mixed_6a")(x)
-        for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
-            x = _BlockC(width, name=f"Mixed_{name}")(x)
-        x = _BlockD(name="Mixed_7a")(x)
-        x = _BlockE(average_pool, name="Mixed_7b")(x)
-        x = _BlockE(max_pool, name="Mixed_7c")(x)
+        stem = (
+            ("Conv2d_1a_3x3", 32, *_VALID),
+            ("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
+            ("Conv2d_2b_3x3", 64, (3, 3)),
+            _halve,
+            ("Conv2d_3b_1x1", 80),
+            ("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
+            _halve,
+        )
+        blocks = {
+            "Mixed_5b": _block_a(32),
+            "Mixed_5c": _block_a(64),
+            "Mixed_5d": _block_a(64),
+            "Mixed_6a": _BLOCK_B,
+            "Mixed_6b": _block_c(128),
+            "Mixed_6c": _block_c(160),
+            "Mixed_6d": _block_c(160),
+            "Mixed_6e": _block_c(192),
+            "Mixed_7a": _BLOCK_D,
+            "Mixed_7b": _block_e(average_pool),
+            "Mixed_7c": _block_e(max_pool),
+        }
+        x = _run(images, stem)
+        for name, branches in blocks.items():
+            x = _Block(branches, name=name)(x)
         features = x.mean(axis=(1, 2))
         classify = nn.Dense(NUM_CLASSES, use_bias=False, precision="highest", name="fc")
         return Inception(features, classify(features))
@@ -248,7 +247,7 @@ def variable_shapes() -> Any:
 def load_inception(source: str) -> Any:
     """The network's variables from a weights file, `.npz` or `.safetensors`; see the module.
 
-    `source` is a path, or an address (http, https) that is fetched once into the user's cache.
+    `source` is a path, or an address (http, https) that is fetched once into the cache folder.
     What the network has no use for ('fc.bias', 'num_batches_tracked') is ignored.
 
     Raises:
@@ -296,7 +295,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             with np.load(path) as file:
                 return dict(file)
         if path.suffix == ".safetensors":
-            return _read_safetensors(path.read_bytes())
+            return safetensors.numpy.load(path.read_bytes())
     except OSError as error:
         raise InputError(
             f"cannot open {str(path)!r}: {error.strerror or error}; check the path"
@@ -307,27 +306,13 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is damaged ({reason}); fetch or convert it again") from None
     raise InputError(
         f"{path}: expected a file named .npz or .safetensors; "
-        "experiments/metrics/inception.py says how to "
-        "make one"
+        "experiments/metrics/inception.py says how to make one"
     )
-
-
-def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """The format: length of the header (8 bytes, little endian), JSON header, arrays."""
-    (length,) = struct.unpack_from("<Q", data)
-    start = 8 + length
-    arrays = {}
-    for name, entry in json.loads(data[8:start]).items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            array = np.frombuffer(data[start + first : start + last], _TYPES[entry["dtype"]])
-            arrays[name] = array.reshape(entry["shape"])
-    return arrays
 
 
 def _fetch(url: str) -> Path:
     """The file at an address, from the cache if it is there; it appears there whole."""
-    target = Path(platformdirs.user_cache_dir("maskgit_jax")) / "inception" / url.rsplit("/", 1)[-1]
+    target = cache_folder() / "inception" / url.rsplit("/", 1)[-1]
     if target.is_file():
         return target
     part = target.with_name(f".{secrets.token_hex(8)}.part")

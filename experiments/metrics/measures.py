@@ -228,7 +228,7 @@ def frechet_distance(
 def within_manifold(
     points: Float[np.ndarray, "n d"], support: Float[np.ndarray, "m d"], neighbours: int = 3
 ) -> Bool[np.ndarray, "n"]:
-    """Whether each point lies within reach of a support point: that to its k-th nearest fellow.
+    """Whether each point lies in some support point's k-nearest-neighbour ball.
 
     The mean over samples with photos as support is the precision of the samples, over photos with
     samples as support their recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 and 2).
@@ -247,7 +247,7 @@ def within_manifold(
             [function(distances(rows[i : i + step])) for i in range(0, len(rows), step)]
         )
 
-    # A point's nearest support point is itself: the k-th fellow stands at place k.
+    # A support point's nearest is itself: its k-th neighbour stands at place k.
     reach = by_rows(lambda d: np.partition(d, neighbours, axis=1)[:, neighbours], support)
     return by_rows(lambda d: np.any(d <= reach, axis=1), points)
 

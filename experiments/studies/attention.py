@@ -11,11 +11,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.demo_world import world
 from experiments.metrics.measures import jackknife_error, jackknife_groups
-from experiments.studies.scenes import as_picture, class_tokens
+from experiments.studies.scenes import as_picture, class_tokens, map_rows_shown
 from experiments.studies.study import Row, Study
 from guidance.structure import layer_distances
 from maskgit_jax.images import to_float
@@ -33,7 +32,7 @@ KINDS = ("same_class", "any_class")
 
 _PAIRS_AT_ONCE = 16
 _IMAGES_AT_ONCE = 16
-_COLUMNS = {
+COLUMNS = {
     "own_photo": ("own photo", 3),
     "same_class": ("same class", 3),
     "any_class": ("any class", 3),
@@ -113,7 +112,7 @@ def study_attention(
     names += ["mean of layers", "pixels (grey levels)"]
     Study(
         TABLE,
-        _COLUMNS,
+        COLUMNS,
         {name: lambda name=name: Row(measured()[name]) for name in names},
         settings | {"weights": digests.of_weights(model)},
         heading="distance",
@@ -179,10 +178,7 @@ def pair_distances(
     def distances(pairs):
         return _pair_distances(sketches, photos, jnp.asarray(pairs), divergence)
 
-    with tqdm(total=len(pairs), desc="distances", unit="pair", mininterval=1) as bar:
-        return map_rows(
-            distances, pairs, batch_size=_PAIRS_AT_ONCE, exact=True, progress=bar.update
-        )
+    return map_rows_shown("distances", distances, pairs, batch_size=_PAIRS_AT_ONCE)
 
 
 def pixel_distances(

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
-from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.demo_world.judge import load_judge, predict
 from experiments.metrics.measures import mean_and_error
 from experiments.metrics.seams import mean_colour_fill, ratio_and_error, seam, seam_steps
-from experiments.studies.scenes import draw_photos
+from experiments.studies.scenes import Edits, draw_photos, map_rows_shown
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
 from maskgit_jax.editing.canvas import blend_radius, finish, prepare
 from maskgit_jax.editing.inpaint import EditSettings, remake
@@ -24,25 +22,20 @@ from maskgit_jax.editing.outpaint import Growth, grow
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
 
-_COLUMNS = {"class": ("class", 3), "edge": ("edge", 2), "seam": ("seam", 2), "kept": ("kept", 3)}
+COLUMNS = {"class": ("class", 3), "edge": ("edge", 2), "seam": ("seam", 2), "kept": ("kept", 3)}
 _GRID_COLUMNS = 12
 
 Labels = Int[np.ndarray, "n"]
 
 
 def study_editing(
-    model: Model,
-    settings: EditSettings,
-    places: dict[str, Path | None],
-    record: dict[str, Any],
-    *,
-    num_images: int,
-    batch_size: int,
+    edits: Edits, places: dict[str, Path | None], record: dict[str, Any], num_images: int
 ) -> None:
     """Prints the tables of inpainting and outpainting; with a folder, also writes them and a grid.
 
-    `record` is what the figures depend on, the weights excepted; it has the seed.
+    `record` is what the figures depend on, the weights excepted.
     """
+    model, settings = edits.model, edits.settings
     size = model.config.tokenizer.image_size
     photos, labels = draw_photos(num_images, size)
     others = (labels + 1) % model.config.transformer.num_classes
@@ -77,22 +70,27 @@ def study_editing(
         rows = (shared | edits).items()
         return {name: functools.partial(row, *edit) for name, edit in rows}
 
-    edit = functools.partial(_edit, model, settings, record["seed"], batch_size)
+    def edit(how: Callable[..., Pictures], wanted: Labels) -> Callable[[], Pictures]:
+        function = functools.partial(how, model, settings, seed=edits.seed)
+        rows = photos, wanted, np.arange(num_images)
+        return functools.partial(
+            map_rows_shown, "editing", function, *rows, batch_size=edits.batch_size
+        )
+
     box, right = centred_box(size), right_half(size)
+    fill_box = functools.partial(inpaint, box)
     tables = {
         "inpainting": in_hole(
             box,
             {
-                "made anew": (lambda: edit(inpaint, photos, labels, box), labels),
-                "as the next class": (lambda: edit(inpaint, photos, others, box), others),
+                "made anew": (edit(fill_box, labels), labels),
+                "as the next class": (edit(fill_box, others), others),
             },
         ),
-        "outpainting": in_hole(
-            right, {"made anew": (lambda: edit(outpaint, photos, labels), labels)}
-        ),
+        "outpainting": in_hole(right, {"made anew": (edit(outpaint, labels), labels)}),
     }
     record = record | {"weights": digests.of_weights(model)}
-    studies = [Study(name, _COLUMNS, rows, record, **places) for name, rows in tables.items()]
+    studies = [Study(name, COLUMNS, rows, record, **places) for name, rows in tables.items()]
     finished = []
     for study in studies:
         print(f"{study.name}\n")
@@ -121,44 +119,33 @@ def right_half(size: int) -> Bool[np.ndarray, "{size} {size}"]:
     return np.broadcast_to(np.arange(size) >= size // 2, (size, size))
 
 
-def _edit(
-    model: Model,
-    settings: EditSettings,
-    seed: int,
-    batch_size: int,
-    edit: Callable[..., Pictures],
-    photos: Pictures,
-    labels: Labels,
-    *more: Any,
-) -> Pictures:
-    def of_rows(photos, labels, indices):
-        return edit(model, photos, labels, *more, settings, seed=seed, indices=indices)
-
-    with tqdm(total=len(labels), desc="editing", unit="picture") as bar:
-        rows = photos, labels, np.arange(len(labels))
-        return map_rows(of_rows, *rows, batch_size=batch_size, progress=bar.update)
-
-
 def inpaint(
+    mask: Bool[np.ndarray, "S S"],
     model: Model,
+    settings: EditSettings,
     photos: Pictures,
     labels: Labels,
-    mask: Bool[np.ndarray, "S S"],
-    settings: EditSettings,
-    **sampling: Any,
+    indices: Int[np.ndarray, "n"],
+    seed: int,
 ) -> Pictures:
-    """The photos with the mask made anew."""
+    """The photos with the mask sampled anew."""
     prepared = [prepare(photo, mask, model.config.tokenizer) for photo in photos]
     masked = np.stack([picture.hidden for picture in prepared])
     squares = np.stack([picture.square for picture in prepared])
-    made = remake(model, squares, masked, labels, settings, **sampling)
-    return np.stack([finish(*pair) for pair in zip(prepared, made, strict=True)])
+    sampled = remake(model, squares, masked, labels, settings, seed=seed, indices=indices)
+    return np.stack([finish(*pair) for pair in zip(prepared, sampled, strict=True)])
 
 
 def outpaint(
-    model: Model, photos: Pictures, labels: Labels, settings: EditSettings, **sampling: Any
+    model: Model,
+    settings: EditSettings,
+    photos: Pictures,
+    labels: Labels,
+    indices: Int[np.ndarray, "n"],
+    seed: int,
 ) -> Pictures:
     """The photos' left halves, grown to the right."""
     width = photos.shape[2]
     growths = [Growth("right", width - width // 2)]
-    return grow(model, photos[:, :, : width // 2], growths, labels, settings, **sampling)
+    left = photos[:, :, : width // 2]
+    return grow(model, left, growths, labels, settings, seed=seed, indices=indices)

@@ -10,18 +10,17 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from experiments.app import digests
-from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.metrics.measures import mean_and_error, psnr
 from experiments.studies import plots
+from experiments.studies.scenes import Edits, map_rows_shown
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
-from maskgit_jax.editing.inpaint import EditSettings, remake
+from maskgit_jax.editing.inpaint import remake
 from maskgit_jax.images import to_float
-from maskgit_jax.model import Model
 from maskgit_jax.training.perceptual import perceptual_distance
 
 _MASKS = 2
-_COLUMNS = {
+COLUMNS = {
     "psnr": ("PSNR in dB", 2),
     "perceptual": ("perceptual distance", 4),
     "diversity": ("diversity", 4),
@@ -31,27 +30,21 @@ _MASKED_GREY = 200
 
 
 def study_reconstruction(
-    model: Model,
+    edits: Edits,
     photos: Pictures,
     labels: Int[np.ndarray, "n"],
-    settings: EditSettings,
+    ratios: Sequence[float],
     places: dict[str, Path | None],
     record: dict[str, Any],
-    *,
-    ratios: Sequence[float],
-    batch_size: int,
 ) -> None:
     """Prints the table of mask ratios; with a folder, also writes it, the curves and a grid.
 
-    `record` is what the figures depend on, weights and pictures excepted; it has the seed.
+    `record` is what the figures depend on, weights and pictures excepted.
     """
-    seed = record["seed"]
+    model, settings, seed, _ = edits
 
     def row(ratio: float) -> Row:
-        pair = [
-            reconstruct(model, photos, labels, ratio, number, settings, seed, batch_size)
-            for number in range(_MASKS)
-        ]
+        pair = [reconstruct(edits, photos, labels, ratio, number) for number in range(_MASKS)]
         return Row(measure(photos, pair), pair[0][:_GRID_ROWS])
 
     def round_trip() -> Row:
@@ -62,7 +55,7 @@ def study_reconstruction(
     rows = {name: functools.partial(row, ratio) for ratio, name in names.items()}
     study = Study(
         "reconstruction",
-        _COLUMNS,
+        COLUMNS,
         rows | {names[0.0]: round_trip},
         record
         | {
@@ -87,30 +80,20 @@ def study_reconstruction(
 
 
 def reconstruct(
-    model: Model,
-    photos: Pictures,
-    labels: Int[np.ndarray, "n"],
-    ratio: float,
-    number: int,
-    settings: EditSettings,
-    seed: int,
-    batch_size: int,
+    edits: Edits, photos: Pictures, labels: Int[np.ndarray, "n"], ratio: float, number: int
 ) -> Pictures:
     """The photos with a random share of the ids sampled anew; `number` counts the masks."""
+    model, settings, seed, batch_size = edits
     num_tokens = model.config.transformer.sequence_length - 1
 
     def of_rows(photos, labels, rows):
-        return remake(
-            model,
-            photos,
-            np.stack([random_mask(ratio, num_tokens, [seed, row, number]) for row in rows]),
-            labels,
-            settings,
-            seed=seed,
-            indices=rows * _MASKS + number,
-        )
+        masked = np.stack([random_mask(ratio, num_tokens, [seed, row, number]) for row in rows])
+        indices = rows * _MASKS + number
+        return remake(model, photos, masked, labels, settings, seed=seed, indices=indices)
 
-    return map_rows(of_rows, photos, labels, np.arange(len(photos)), batch_size=batch_size)
+    title = f"{ratio:g} masked, {number + 1} of {_MASKS}"
+    rows = photos, labels, np.arange(len(photos))
+    return map_rows_shown(title, of_rows, *rows, batch_size=batch_size)
 
 
 def random_mask(

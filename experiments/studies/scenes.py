@@ -1,7 +1,8 @@
 """Held-out scenes of the demo world, samples that follow their sketches, and what is measured."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from experiments.metrics.measures import (
 from guidance import masksketch
 from guidance.settings import Guided
 from guidance.structure import StructureSettings, Target, structure_distance
+from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.networks.stacked import attention_inputs
@@ -91,6 +93,30 @@ class Sampling(NamedTuple):
     model: Model
     guided: Guided
     batch_size: int
+
+
+class Edits(NamedTuple):
+    """How all edits of a study are made.
+
+    Attributes:
+      model: the generator.
+      settings: of the sampling.
+      seed: of all samples.
+      batch_size: samples decoded together.
+    """
+
+    model: Model
+    settings: EditSettings
+    seed: int
+    batch_size: int
+
+
+def map_rows_shown(
+    title: str, function: Callable[..., Any], *arrays: np.ndarray, batch_size: int
+) -> Any:
+    """`map_rows` with a progress bar."""
+    with tqdm(total=len(arrays[0]), desc=title, unit="sample", mininterval=1) as bar:
+        return map_rows(function, *arrays, batch_size=batch_size, progress=bar.update)
 
 
 def draw_world(seed: int, count: int, size: int) -> list[world.Scene]:
@@ -179,8 +205,7 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
         )
 
     rows = class_tokens(model, labels, masked), np.arange(len(labels))
-    with tqdm(total=len(labels), desc="unguided", unit="sample") as bar:
-        ids = map_rows(sample, *rows, batch_size=sampling.batch_size, progress=bar.update)
+    ids = map_rows_shown("unguided", sample, *rows, batch_size=sampling.batch_size)
     return Pictures(model.images_of(ids), ids)
 
 

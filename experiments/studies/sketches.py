@@ -30,7 +30,7 @@ from maskgit_jax.images import to_float
 _GUIDED_PER_DRAWING = 2
 _GRID_COLUMNS = 12
 
-_DRAWING_COLUMNS = {
+DRAWING_COLUMNS = {
     "class_accuracy": ("class", 3),
     "structure_distance": ("structure", 3),
     "nearer_than_same_class": ("nearer than same class", 3),
@@ -170,7 +170,7 @@ def study_drawings(
 
     study = Study(
         "drawings",
-        _DRAWING_COLUMNS,
+        DRAWING_COLUMNS,
         {
             "unguided": lambda: row(sample_unguided(sampling, labels, unguided_steps)),
             "guided": lambda: row(guided()),

@@ -1,16 +1,16 @@
 """Ways to need fewer steps: the rules that `steps_study` compares.
 
-Those that do not lie in `masksketch.sample`'s own arguments work on the samples between two steps.
+Those that are more than options of `masksketch.sample` work on the samples between two steps.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from guidance import masksketch
 from guidance.structure import StructureSettings
@@ -20,7 +20,7 @@ from maskgit_jax.sampling.loop import MASK_ID, DecodeState
 
 POPULATION = 4
 """Samples of one sketch that are recombined."""
-_STABLE = 0.9  # share of the hidden ids that were hidden a step ago
+_STABLE = 0.9  # share of the masked ids that were masked a step ago
 _STABLE_STEPS = 2
 
 
@@ -54,19 +54,11 @@ class Made(NamedTuple):
 Rule = Callable[[Batch], Made]
 
 
-def settled(**choices: Any) -> Rule:
-    """`masksketch.sample` with these choices."""
+def settled(**options: Any) -> Rule:
+    """`masksketch.sample` with these options."""
 
     def rule(batch: Batch) -> Made:
-        samples = masksketch.sample(
-            batch.model,
-            batch.tokens,
-            batch.settings,
-            num_steps=batch.num_steps,
-            seed=batch.seed,
-            indices=batch.indices,
-            **choices,
-        )
+        *_, samples = _stream(batch, every=batch.num_steps, **options)
         return _made(samples.ids, batch.num_steps)
 
     return rule
@@ -76,66 +68,60 @@ def schedule_lambda(first: float, last: float) -> Rule:
     """λ_s goes from one value to another over the steps."""
 
     def rule(batch: Batch) -> Made:
-        run = _Run(batch)
-        for step in range(batch.num_steps):
+        def change(guide: masksketch.Guide, step: int) -> masksketch.Guide:
             share = first + (last - first) * step / max(batch.num_steps - 1, 1)
-            settings = run.guide.settings
-            lambda_s = jnp.full_like(settings.knobs.lambda_s, share)
-            settings = settings._replace(
-                knobs=dataclasses.replace(settings.knobs, lambda_s=lambda_s),
-                realism_share=jnp.full_like(settings.realism_share, 1 - share),
+            lambda_s = jnp.full_like(guide.settings.knobs.lambda_s, share)
+            settings = guide.settings._replace(
+                knobs=dataclasses.replace(guide.settings.knobs, lambda_s=lambda_s),
+                realism_share=jnp.full_like(lambda_s, 1 - share),
             )
-            run.guide = run.guide._replace(settings=settings)
-            run.advance(step)
-        return _made(run.sampled[:, 1:], batch.num_steps)
+            return guide._replace(settings=settings)
+
+        return _made(_run(batch, change_guide=change), batch.num_steps)
 
     return rule
 
 
 def best_seen(batch: Batch) -> Made:
     """Of each sample's steps, the ids of least distance instead of the last."""
-    run = _Run(batch)
-    best, least = np.zeros(batch.tokens.shape, np.int32), np.full(len(batch.tokens), np.inf)
-    for step in range(batch.num_steps):
-        run.advance(step)
-        distance = np.mean(run.distances[:, 1:], axis=1)
-        best = np.where((distance < least)[:, None], run.sampled, best)
-        least = np.minimum(distance, least)
-    return _made(best[:, 1:], batch.num_steps)
+    best, least = np.int32(0), np.full(len(batch.tokens), np.inf)
+    for samples in _stream(batch):
+        nearer = samples.structure_distance < least
+        best = np.where(nearer[:, None], samples.ids, best)
+        least = np.minimum(samples.structure_distance, least)
+    return _made(best, batch.num_steps)
 
 
 def stop_early(batch: Batch) -> Made:
-    """A sample ends when nearly the same ids are hidden as a step ago, twice in a row."""
-    run = _Run(batch)
-    ids = np.zeros(batch.tokens.shape, np.int32)
-    steps = np.zeros(len(ids))
-    hidden, calm = np.zeros(ids.shape, bool), np.zeros(len(ids), int)
-    going = np.ones(len(ids), bool)
-    for step in range(batch.num_steps):
-        run.advance(step)
-        ids[going] = run.sampled[going]
+    """A sample ends when nearly the same ids are masked as a step ago, twice in a row."""
+    count, length = batch.tokens.shape
+    ids, steps = np.zeros((count, length - 1), np.int32), np.zeros(count)
+    masked, calm = np.zeros(ids.shape, bool), np.zeros(count, int)
+    going = np.ones(count, bool)
+    for samples in _stream(batch):
+        ids[going] = samples.ids[going]
         steps[going] += 1
-        now = run.masked
-        kept = np.sum(now & hidden, axis=1) / np.maximum(np.sum(now, axis=1), 1)
+        kept = np.sum(samples.masked & masked, axis=1)
+        kept = kept / np.maximum(np.sum(samples.masked, axis=1), 1)
         calm = np.where(kept >= _STABLE, calm + 1, 0)
-        hidden = now
+        masked = samples.masked
         going &= calm < _STABLE_STEPS
         if not np.any(going):
             break
-    return Made(ids[:, 1:], steps)
+    return Made(ids, steps)
 
 
 def evolve(batch: Batch) -> Made:
     """Several samples of each sketch, recombined after every step.
 
     Each place takes the ids of the member that is nearest to the sketch in the 3×3 tokens around
-    it. All go on from this child, each with its own ids hidden.
+    it. All go on from this child, each with its own ids masked.
     """
-    run = _Run(_populated(batch))
-    for step in range(batch.num_steps):
-        run.advance(step)
-        run.state = _recombine(run.state)
-    return _made(run.sampled[::POPULATION, 1:], batch.num_steps)
+    rows = jnp.repeat(jnp.arange(len(batch.tokens)), POPULATION)
+    members = jnp.tile(jnp.arange(POPULATION), len(batch.tokens))
+    indices = batch.indices[rows] * POPULATION + members
+    populated = batch._replace(tokens=batch.tokens[rows], indices=indices)
+    return _made(_run(populated, change_state=_recombine)[::POPULATION], batch.num_steps)
 
 
 @jax.jit
@@ -154,54 +140,28 @@ def _recombine(state: DecodeState) -> DecodeState:
     return state._replace(ids=jnp.where(state.ids == MASK_ID, MASK_ID, sampled), sampled=sampled)
 
 
-class _Run:
-    """A batch between two steps, spread over the devices.
-
-    `state` and `guide` have rows that fill up the devices' shares; what is read from here has the
-    batch's alone.
-    """
-
-    def __init__(self, batch: Batch):
-        self.batch = batch
-        guided = bool(np.any(batch.settings.guidance_scale))
-        self.method = masksketch.MaskSketch(guided=guided)
-        self.used_layers, self.guide, self.state = masksketch.begin(
-            batch.model, batch.tokens, batch.settings, seed=batch.seed, indices=batch.indices
-        )
-
-    def advance(self, step: int) -> None:
-        self.state = decode_batch(
-            self.batch.model,
-            self.method,
-            self.used_layers,
-            self.guide,
-            self.state,
-            num_steps=self.batch.num_steps,
-            first_step=step,
-            last_step=step + 1,
-        )
-
-    @property
-    def sampled(self) -> Int[np.ndarray, "B S"]:
-        """The newest samples."""
-        return np.asarray(self.state.sampled)[: len(self.batch.tokens)]
-
-    @property
-    def masked(self) -> Bool[np.ndarray, "B S"]:
-        """Where the next step is shown a mask."""
-        return np.asarray(self.state.ids)[: len(self.batch.tokens)] == MASK_ID
-
-    @property
-    def distances(self) -> Float[np.ndarray, "B S"]:
-        """The newest samples' distances, token by token."""
-        return np.asarray(self.state.memory[0])[: len(self.batch.tokens)]
+def _stream(batch: Batch, **options: Any) -> Iterator[masksketch.Samples]:
+    model, tokens, settings, num_steps, seed, indices = batch
+    given = {"num_steps": num_steps, "seed": seed, "indices": indices, **options}
+    return masksketch.stream(model, tokens, settings, **given)
 
 
-def _populated(batch: Batch) -> Batch:
-    rows = jnp.repeat(jnp.arange(len(batch.tokens)), POPULATION)
-    members = jnp.tile(jnp.arange(POPULATION), len(batch.tokens))
-    indices = batch.indices[rows] * POPULATION + members
-    return batch._replace(tokens=batch.tokens[rows], indices=indices)
+def _run(
+    batch: Batch,
+    change_guide: Callable[[masksketch.Guide, int], masksketch.Guide] = lambda guide, step: guide,
+    change_state: Callable[[DecodeState], DecodeState] = lambda state: state,
+) -> Int[np.ndarray, "B N"]:
+    """Ids that come of changes between the steps; rows that fill up the devices are dropped."""
+    model, tokens, settings, num_steps, seed, indices = batch
+    method = masksketch.MaskSketch(guided=bool(np.any(settings.guidance_scale)))
+    used_layers, guide, state = masksketch.begin(
+        model, tokens, settings, seed=seed, indices=indices
+    )
+    for step in range(num_steps):
+        steps = {"num_steps": num_steps, "first_step": step, "last_step": step + 1}
+        changed = change_guide(guide, step)
+        state = change_state(decode_batch(model, method, used_layers, changed, state, **steps))
+    return np.asarray(state.sampled)[: len(tokens), 1:]
 
 
 def _made(ids: Int[Array | np.ndarray, "B N"], num_steps: int) -> Made:

@@ -10,23 +10,23 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.studies import plots
 from experiments.studies.scenes import (
-    COLUMNS,
     Measure,
     Pictures,
     Sampling,
+    Scenes,
     class_tokens,
     draw_scenes,
+    map_rows_shown,
 )
 from experiments.studies.step_rules import (
     POPULATION,
     Batch,
+    Made,
     Rule,
     best_seen,
     evolve,
@@ -38,16 +38,15 @@ from experiments.studies.study import Row, Study, save_pictures
 from maskgit_jax.errors import InputError
 
 _PUBLISHED = {"max_mask_rate": 0.95, "min_mask_rate": 0.35}
-_MEASURES = {
-    "silhouette_iou": 3,
-    "class_accuracy": 3,
-    "structure_distance": 3,
-    "frechet_distance": 1,
-    "white_background": 2,
-    "sketch_tokens": 3,
-}
-_COLUMNS = {"num_steps": ("steps", 0), "passes": ("passes", 0)} | {
-    name: (COLUMNS[name][0], digits) for name, digits in _MEASURES.items()
+COLUMNS = {
+    "num_steps": ("steps", 0),
+    "passes": ("passes", 0),
+    "silhouette_iou": ("IoU", 3),
+    "class_accuracy": ("class", 3),
+    "structure_distance": ("structure", 3),
+    "frechet_distance": ("Fréchet", 1),
+    "white_background": ("white", 2),
+    "sketch_tokens": ("sketch ids", 3),
 }
 _PLOTTED = ("silhouette_iou", "class_accuracy", "frechet_distance")
 
@@ -129,16 +128,16 @@ def study_steps(
         seconds = time.perf_counter() - start
         pictures = Pictures(sampling.model.images_of(ids), ids)
         figures = measure()(pictures, scenes())
-        costs = {
+        figures |= {
             "num_steps": rule.num_steps,
             "passes": float(np.mean(steps)) * rule.step_passes,
-            "seconds": round(seconds, 1),
         }
-        return Row(costs | {name: figures[name] for name in _MEASURES})
+        shown = {name: figures[name] for name in COLUMNS}
+        return Row(shown | {"seconds": round(seconds, 1)})
 
     study = Study(
         "steps",
-        _COLUMNS,
+        COLUMNS,
         {name: functools.partial(row, rule) for name, rule in rules.items()},
         sampling.guided.record
         | {
@@ -156,26 +155,21 @@ def study_steps(
         save_pictures(study.folder, {"steps.png": plot_passes(figures)})
 
 
-def _sample(sampling: Sampling, rule: StepRule, scenes):
+def _sample(sampling: Sampling, rule: StepRule, scenes: Scenes) -> Made:
     """Ids of all scenes and the steps that each took."""
     tokens = class_tokens(sampling.model, scenes.labels, scenes.drawing_ids)
     settings = dataclasses.replace(sampling.guided.settings, **rule.changes)
     seed = sampling.guided.record["seed"]
 
     def sample(tokens, rows):
-        batch = Batch(
-            sampling.model,
-            jnp.asarray(tokens),
-            settings,
-            rule.num_steps,
-            seed,
-            jnp.asarray(rows),
+        model, steps = sampling.model, rule.num_steps
+        return rule.rule(
+            Batch(model, jnp.asarray(tokens), settings, steps, seed, jnp.asarray(rows))
         )
-        return rule.rule(batch)
 
-    rows = np.arange(len(tokens))
-    with tqdm(total=len(rows), desc=f"{rule.name}, {rule.num_steps} steps", unit="sample") as bar:
-        return map_rows(sample, tokens, rows, batch_size=sampling.batch_size, progress=bar.update)
+    title = f"{rule.name}, {rule.num_steps} steps"
+    rows = tokens, np.arange(len(tokens))
+    return map_rows_shown(title, sample, *rows, batch_size=sampling.batch_size)
 
 
 def plot_passes(rows: Sequence[tuple[str, Figures]]) -> UInt8[np.ndarray, "h w 3"]:
@@ -198,6 +192,6 @@ def plot_passes(rows: Sequence[tuple[str, Figures]]) -> UInt8[np.ndarray, "h w 3
     for axes, measure in zip(panels, _PLOTTED, strict=True):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-        plots.label_axes(axes, "passes through the transformer", _COLUMNS[measure][0])
+        plots.label_axes(axes, "passes through the transformer", COLUMNS[measure][0])
     plots.legend_outside(figure, "lower", 5, 13)
     return plots.pixels(figure)

@@ -1,30 +1,29 @@
 """The study behind `evaluate_strokes`: how strokes lead, method by method."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from tqdm import tqdm
 
 from experiments.app import digests
-from experiments.app.batches import map_rows
 from experiments.app.tables import Figures
 from experiments.demo_world import judge
 from experiments.metrics.measures import mean_and_error
 from experiments.metrics.seams import seam, seam_steps
 from experiments.metrics.strokes import colour_distance, lab_distance, part_stroke
 from experiments.studies import plots
-from experiments.studies.scenes import draw_world
+from experiments.studies.scenes import Edits, draw_world, map_rows_shown
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
-from guidance.stroke_sampling import CONFIDENT, follow_strokes
-from guidance.strokes import automatic_stroke
+from guidance.strokes.automatic import automatic_stroke
+from guidance.strokes.methods import CONFIDENT, follow_strokes
 from maskgit_jax.editing.canvas import EditPicture, finish, outlined, prepare
-from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
 
-_COLUMNS = {
+COLUMNS = {
     "colour_distance": ("colour", 4),
     "inversion_distance": ("inversion", 4),
     "counterfactual_distance": ("counterfactual", 4),
@@ -78,31 +77,26 @@ class Way(NamedTuple):
 
 
 def study_strokes(
-    model: Model,
-    settings: EditSettings,
-    places: dict[str, Path | None],
-    record: dict[str, Any],
-    *,
+    edits: Edits,
     num_images: int,
-    batch_size: int,
-    confidences: list[float],
-    other_confidences: list[float],
+    confidences: Sequence[float],
+    other_confidences: Sequence[float],
     energy: Float[np.ndarray, "K K"] | None,
     tuned: Model | None,
+    places: dict[str, Path | None],
+    record: dict[str, Any],
 ) -> None:
     """Prints the table of methods; with a folder, also writes it, a grid and the curves.
 
     Args:
-      model: of the demo world.
-      settings: of all rows.
-      places: where the results go.
-      record: what the figures depend on, the weights excepted.
+      edits: how the pictures are sampled.
       num_images: held-out scenes.
-      batch_size: samples decoded together.
       confidences: of tilt; 0 is the baseline.
       other_confidences: of the published methods.
       energy: for rows of learned.
       tuned: the model for a row of iterative.
+      places: where the results go.
+      record: what the figures depend on, the weights excepted.
     """
     ways = [Way("baseline"), Way("context"), Way("zero_shot")]
     ways += [Way("tilt", c) for c in confidences]
@@ -110,15 +104,14 @@ def study_strokes(
         if method != "tilt" and (method != "learned" or energy is not None):
             ways += [Way(method, c) for c in other_confidences]
     ways += [] if tuned is None else [Way("iterative")]
-    strokes, judged = draw_strokes(model, num_images), judge.load_judge()
+    strokes, judged = draw_strokes(edits.model, num_images), judge.load_judge()
 
     def row(images: Pictures, shown: Pictures, guide_ids=None) -> Row:
         return Row(measure(strokes, images, guide_ids, judged), shown[:_GRID_ROWS])
 
     def sampled(way: Way) -> Row:
-        chosen = tuned if way.method == "iterative" else model
-        seed = record["seed"]
-        images, share = sample(chosen, strokes, way, settings, energy, seed, batch_size)
+        model = tuned if way.method == "iterative" else edits.model
+        images, share = sample(edits._replace(model=model), strokes, way, energy)
         return row(images, images, share)
 
     outlines = np.stack(
@@ -129,7 +122,7 @@ def study_strokes(
         rows["tilt 0"] = "baseline"  # the same ids by construction; tests hold it to that
     study = Study(
         "strokes",
-        _COLUMNS,
+        COLUMNS,
         {
             "photo": lambda: row(strokes.photos, outlines),
             "stroke as painted": lambda: row(strokes.painted, strokes.painted),
@@ -137,14 +130,14 @@ def study_strokes(
         },
         record
         | {
-            "weights": digests.of_weights(model),
+            "weights": digests.of_weights(edits.model),
             "energy_digest": None if energy is None else digests.of_path(record["energy"]),
             "iterative_weights": None if tuned is None else digests.of_weights(tuned),
         },
         **places,
     )
     finished = study.run()
-    print(f"n = {num_images} scenes; {settings.num_steps} steps")
+    print(f"n = {num_images} scenes; {edits.settings.num_steps} steps")
     if study.folder is None:
         return
     curves = {
@@ -181,29 +174,24 @@ def draw_strokes(model: Model, count: int) -> Strokes:
 
 
 def sample(
-    model: Model,
-    strokes: Strokes,
-    way: Way,
-    settings: EditSettings,
-    energy: Float[np.ndarray, "K K"] | None,
-    seed: int,
-    batch_size: int,
+    edits: Edits, strokes: Strokes, way: Way, energy: Float[np.ndarray, "K K"] | None
 ) -> tuple[Pictures, Float[np.ndarray, "n"]]:
     """A row's pictures, blended, and the share of the region's ids that are the guide's."""
     masked = np.stack([picture.hidden for picture in strokes.pictures])
 
     def sample_rows(rows):
         samples = follow_strokes(
-            model,
+            edits.model,
             strokes.photos[rows],
             strokes.painted[rows],
             masked[rows],
             strokes.labels[rows],
-            settings,
+            dataclasses.replace(
+                edits.settings, confidence=1.0 if way.confidence is None else way.confidence
+            ),
             method=way.method,
-            confidence=1.0 if way.confidence is None else way.confidence,
             energy=energy if way.method == "learned" else None,
-            seed=seed,
+            seed=edits.seed,
             indices=rows,
         )
         same = (samples.ids == samples.guide_ids) & masked[rows]
@@ -211,8 +199,7 @@ def sample(
         return np.stack(images), same.sum(axis=1) / masked[rows].sum(axis=1)
 
     rows = np.arange(len(strokes.labels))
-    with tqdm(total=len(rows), desc=way.name, unit="picture") as bar:
-        return map_rows(sample_rows, rows, batch_size=batch_size, progress=bar.update)
+    return map_rows_shown(way.name, sample_rows, rows, batch_size=edits.batch_size)
 
 
 def measure(

@@ -6,8 +6,18 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.studies import (
+    attention,
+    editing,
+    reconstruction,
+    scenes,
+    sketches,
+    steps,
+    strokes,
+)
 from experiments.studies.study import Row, Study, grid, write_table
 from maskgit_jax.errors import InputError
+from tests.commands import ROOT
 
 COLUMNS = {"iou": ("IoU", 3), "passes": ("passes", 0)}
 SHOWN = np.random.default_rng(0).integers(256, size=(3, 8, 8, 3), dtype=np.uint8)
@@ -128,6 +138,28 @@ def test_a_table_in_a_markdown_file_is_written_anew(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="<!-- twice: begin"):
         path.write_text(2 * "<!-- twice: begin () --><!-- twice: end -->")
         write_table(path, "twice", None)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "columns"),
+    [
+        ("demo_model", "evaluation", scenes.COLUMNS),
+        ("demo_model", "drawings", sketches.DRAWING_COLUMNS),
+        ("editing", "inpainting", editing.COLUMNS),
+        ("editing", "outpainting", editing.COLUMNS),
+        ("editing", "reconstruction", reconstruction.COLUMNS),
+        ("maskgit_edit", "strokes", strokes.COLUMNS),
+        ("steps", "steps", steps.COLUMNS),
+        ("attention", "auc", attention.COLUMNS),
+    ],
+)
+def test_the_tables_in_docs_are_those_of_their_studies(file, name, columns):
+    path = ROOT / "docs" / f"{file}.md"
+    write_table(path, name, None)
+    between = path.read_text().split(f"<!-- {name}: begin")[1].split(f"<!-- {name}: end")[0]
+    rows = [line for line in between.splitlines() if line.startswith("|")]
+    assert len(rows) >= 4
+    assert {row.count(" | ") for row in rows} == {len(columns)}
 
 
 def test_a_grid_has_its_rows_and_enlarges_small_pictures():
