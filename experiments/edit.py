@@ -95,7 +95,7 @@ def main(flags: Flags) -> None:
                 return made[: batch.count], measures
             squares, masked = repeat_rows(batch, picture.square, picture.hidden)
             if sketch is None:
-                made = remake(model, squares, masked, labels, settings, **common)
+                made = remake(model, squares, masked, labels, settings, **common, progress=progress)
             else:
                 made, distances = follow_sketch(
                     model,

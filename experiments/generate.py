@@ -173,6 +173,7 @@ def maker(model: Model, plan: Plan, form: str):
             num_steps=plan.num_steps,
             seed=plan.seed,
             indices=jnp.asarray(batch.rows),
+            progress=progress,
         )
         pictures = model.images_of(ids)
         made = []

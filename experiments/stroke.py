@@ -90,6 +90,7 @@ def main(flags: Flags) -> None:
                 energy=energy,
                 seed=flags.seed,
                 indices=batch.rows,
+                progress=progress,
             )
             made = [finish(picture, square) for square in samples.images[: batch.count]]
             # One at a time: large pictures take gigabytes as floats.

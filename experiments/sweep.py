@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import math
 import time
+import timeit
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
@@ -47,7 +48,7 @@ from experiments.sweeps.plan import (
     plan_record,
     sketch_file,
 )
-from experiments.sweeps.run import decode_batch, make_decoder
+from experiments.sweeps.run import make_decoder
 from guidance.settings import PER_SAMPLE
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
@@ -89,34 +90,26 @@ def main(flags: Flags) -> None:
     items = plan_items(plan)
     if len(items) > _MOST:
         raise InputError(f"{len(items)} items: expected {_MOST} at most; give fewer values")
-    per_batch = max(1, flags.batch_size // chooser.num_candidates)
-    batches = plan_batches(items, per_batch)
+    num_candidates = chooser.num_candidates
+    batches = plan_batches(items, max(1, flags.batch_size // num_candidates))
     if flags.dry_run:
-        _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
+        _print_plan(config, plan, batches, num_candidates, num_hosts)
         return
     folder = RunFolder(flags.output_dir, "sweep", key="item", host=host, num_hosts=num_hosts)
     record = plan_record(plan)
     with folder.claim(record):  # before anything large is loaded
         if host == 0:
-            _print_plan(config, plan, batches, chooser.num_candidates, num_hosts)
+            _print_plan(config, plan, batches, num_candidates, num_hosts)
         model = load_model(flags.model, dtype=plan.dtype)
         measure = chooser.load()
         record["weights"] = digests.of_weights(model)
         folder.open(record, {sketch_file(i): each.image for i, each in enumerate(plan.drawings)})
-        get_decoder = functools.cache(
-            lambda: make_decoder(
-                model,
-                plan,
-                batches,
-                measure,
-                num_candidates=chooser.num_candidates,
-                batch_size=flags.batch_size,
-            )
-        )
+        sizes = {"num_candidates": num_candidates, "batch_size": flags.batch_size}
+        get_decoder = functools.cache(lambda: make_decoder(model, plan, batches, measure, **sizes))
 
         def make(batch: list[Item], first: bool, progress):
             start = time.perf_counter()
-            made = decode_batch(get_decoder(), batch, progress)
+            made = get_decoder()(batch, progress)
             return made, {
                 "host": host,
                 "items": [item.number for item in batch],
@@ -127,8 +120,7 @@ def main(flags: Flags) -> None:
             }
 
         # Batches are filled up; one with more candidates than are decoded together takes several.
-        largest = max(map(len, batches)) * chooser.num_candidates
-        passes = math.ceil(largest / flags.batch_size)
+        passes = math.ceil(max(map(len, batches)) * num_candidates / flags.batch_size)
         folder.make_missing(
             batches[host::num_hosts],
             make,
@@ -160,16 +152,9 @@ def _read_flags(flags: Flags, config: ModelConfig) -> tuple[Plan, BestOf, int, i
     # Before anything touches the devices.
     host, num_hosts = _join_hosts(flags)
     chooser = best_of.read(flags, config)
-    plan = Plan(
-        model=flags.model,
-        class_names=config.class_names,
-        options=grid.options,
-        dtype=flags.dtype,
-        values=grid.values,
-        drawings=drawings,
-        seeds=list(range(flags.seed, end)),
-        rejection=chooser.record,
-    )
+    seeds = list(range(flags.seed, end))
+    names = flags.model, config.class_names
+    plan = Plan(*names, grid.options, flags.dtype, grid.values, drawings, seeds, chooser.record)
     return plan, chooser, host, num_hosts
 
 
@@ -229,16 +214,10 @@ def format_seconds(seconds: float) -> str:
 
 def _matrix_product_rate() -> float:
     """Floating-point operations per second of one device."""
-    side = 1024
-    x = jnp.ones((side, side))
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * side**3 / min(times)
+    x, product = jnp.ones((1024, 1024)), jax.jit(jnp.matmul)
+    # The first one is compiled.
+    times = timeit.repeat(lambda: product(x, x).block_until_ready(), number=1, repeat=4)
+    return 2 * 1024**3 / min(times)
 
 
 def _wait_for_other_hosts(folder: RunFolder, num_items: int) -> None:

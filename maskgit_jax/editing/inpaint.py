@@ -1,6 +1,7 @@
 """Inpainting and class-conditional editing: MaskGIT in a picture's masked ids (section 4.3)."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +39,7 @@ def remake(
     *,
     seed: int,
     indices: Int[np.ndarray, "b"],
+    progress: Callable[[int], None] | None = None,
 ) -> Squares:
     """The pictures with their hidden ids made anew by MaskGIT (section 4.3).
 
@@ -54,5 +56,6 @@ def remake(
         token_temperature=settings.token_temperature,
         seed=seed,
         indices=jnp.asarray(indices),
+        progress=progress,
     )
     return model.images_of(made)

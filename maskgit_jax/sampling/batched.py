@@ -198,6 +198,7 @@ def sample(
     token_temperature: Float[Array, "B"] | float = 1.0,
     predict: Callable[..., Predict] = maskgit_predict,
     guide: tuple[Any, ...] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> Int[Array, "B N"]:
     """Fills what is hidden, one sample per row.
 
@@ -214,6 +215,7 @@ def sample(
       predict: a module's function that makes one sample's `Predict` of the transformer, its
         weights and the sample's row of each array in `guide`.
       guide: arrays with a leading axis of samples.
+      progress: as for `decode_batch`.
 
     Raises:
       InputError: no step to run, or a token temperature out of its range.
@@ -236,5 +238,6 @@ def sample(
         state,
         num_steps=num_steps,
         first_step=first_step,
+        progress=progress,
     )
     return state.sampled[: len(tokens), 1:]
