@@ -29,13 +29,14 @@ from tqdm import tqdm
 from experiments.app import cli, digests
 from experiments.app.batches import Batch, make_batches
 from experiments.app.flag_groups import MODEL_HELP
-from experiments.app.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
+from experiments.app.generate_plan import Plan, choose_settings, read_labels
 from experiments.app.picture_job import GRID
 from experiments.app.pictures import ImageSet, write_adm_npz
 from experiments.app.run_folder import RESULTS, Finished, Progress, RunFolder, read_picture
 from experiments.metrics.inception import load_inception
 from experiments.metrics.scoring import FEWEST, open_images, score
 from guidance import classifier_free
+from maskgit_jax.api import SAMPLERS
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, png_bytes

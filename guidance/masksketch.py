@@ -154,7 +154,7 @@ class MaskSketch:
         logits are not computed.
     """
 
-    divergence: str = knob("jeffreys", "How attention is compared.", choices=DIVERGENCES)
+    divergence: str = knob("jeffreys", "How attention is compared.", choices=tuple(DIVERGENCES))
     num_proposals: int = knob(
         1, "Samples drawn in each step; the nearest ids are kept.", low=1, high=10**6
     )

@@ -31,9 +31,13 @@ from maskgit_jax.sampling.loop import (
     token_temperature_knob,
 )
 
-DIVERGENCES = ("jeffreys", "cross_entropy")
+DIVERGENCES = {
+    "jeffreys": attend_and_compare,
+    "cross_entropy": functools.partial(attend_and_compare, divergence="cross_entropy"),
+}
 """How rows of attention maps are compared: the paper's way, and the released code's, which is the
-Jeffreys divergence and both rows' entropies and so also punishes diffuse attention."""
+Jeffreys divergence and both rows' entropies and so also punishes diffuse attention. Each is a
+function as `divergence.attend_and_compare` without its options."""
 
 KERNELS = ("jnp", "fused")
 """What computes a compared layer's attention and divergence: `divergence`, or `fused`, the fused
@@ -82,7 +86,7 @@ def layer_distances(
     def of_layer(layer: tuple[AttentionInputs, AttentionInputs]) -> Float[Array, "S"]:
         (target_query, target_key), (query, key) = layer
         heads = (query, key, key, target_query, target_key)
-        return jnp.mean(attend_and_compare(*heads, divergence=divergence)[1], axis=0)
+        return jnp.mean(DIVERGENCES[divergence](*heads)[1], axis=0)
 
     return jax.lax.map(of_layer, (target, sampled))
 
@@ -125,10 +129,7 @@ def structure_distance(
       InputError: no such kernel, or not with this divergence.
     """
     check_kernel(kernel, divergence)
-    if kernel == "fused":
-        attend_and = attend_and_compare_fused
-    else:
-        attend_and = functools.partial(attend_and_compare, divergence=divergence)
+    attend_and = attend_and_compare_fused if kernel == "fused" else DIVERGENCES[divergence]
 
     def attend(given, *heads):
         sketch, weight, used = given

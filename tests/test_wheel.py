@@ -54,7 +54,7 @@ for name, (module, args) in json.load(sys.stdin).items():
                 os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output.seek(0)
-        if status != (1 if "--help" in args else 0):
+        if status != 0:
             failed[name] = status, output.read()[-3000:]
 print(json.dumps([failed, maskgit_jax.__file__, jax.__file__]))
 """
@@ -109,7 +109,7 @@ def test_a_wheel_holds_every_file(wheel):
 @pytest.mark.slow
 def test_every_command_runs_from_another_folder(python, tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"python -m experiments\.(\w+)", readme)) <= set(COMMANDS)
+    assert set(re.findall(r"`maskgit (\w+)", readme)) <= set(COMMANDS)
     cases = {f"help of {name}": (name, ["--help"]) for name in COMMANDS}
     (sketches,) = python.parents[1].glob("lib/*/site-packages/experiments/sketches")
     house = f"--image={sketches}/house.png", "--label=house"

@@ -4,17 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from maskgit_jax.api import SAMPLERS
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knobs_of, resolve
 from maskgit_jax.labels import find_label
 from maskgit_jax.sampling.batched import Sampler
-from maskgit_jax.sampling.halton import Halton
 from maskgit_jax.sampling.loop import LoopSettings
-from maskgit_jax.sampling.maskgit import MaskGit
-from maskgit_jax.sampling.remdm import ReMdm
-
-SAMPLERS = {"maskgit": MaskGit, "halton": Halton, "remdm": ReMdm}
 
 # ReMDM's loop as it was released for text. Under "switch", ids are masked again at any time.
 _LOOP = {"t_on": 0.55, "t_off": 0.05, "alpha_on": 0.9}
@@ -27,7 +23,7 @@ class Plan(NamedTuple):
       model: its name.
       labels: classes, each once.
       num_samples: pictures of each class.
-      sampler: a name of `SAMPLERS`.
+      sampler: one of `api.SAMPLERS`.
       num_steps: decoding steps.
       settings: of the sampler.
       guidance_scale: of classifier-free guidance.
