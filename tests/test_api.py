@@ -32,8 +32,9 @@ def fish(demo):
 def test_the_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
     shutil.copy(FISH, tmp_path / "fish.png")
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.S)
-    assert len(snippets) == 6
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/api.md")]
+    snippets = re.findall(r"```python\n(.*?)```", "".join(pages), re.S)
+    assert len(snippets) == 7
     found = {}
     for snippet in snippets:
         exec(snippet, found)

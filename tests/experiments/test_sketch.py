@@ -211,18 +211,6 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
 
 
 @pytest.mark.slow
-def test_the_readme_s_python_runs(tmp_path):
-    root = SKETCH.parents[2]
-    block = (root / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert "num_steps=32" in block
-    program = block.replace("num_steps=32", "num_steps=2") + "print(picture.shape)\n"
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root
-    )
-    assert result.stdout == "(48, 48, 3)\n", result.stderr
-
-
-@pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(tmp_path):
     assert_refused("sketch", bad_flags(tmp_path), cwd=tmp_path)
     assert not (tmp_path / "out").exists()
