@@ -30,6 +30,15 @@ lines = open("/proc/self/status").read().splitlines()
 print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9)
 """
 
+API = """
+import sys
+import guidance
+import maskgit_jax
+model = maskgit_jax.load("imagenet256")
+turtle = guidance.sketch(model, sys.argv[1], "mud turtle", num_samples=1, num_steps=2)
+print(turtle.images.shape, round(float(turtle.structure_distance[0]), 6))
+"""
+
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
@@ -104,6 +113,8 @@ def test_two_guided_steps_of_the_256_model_from_the_copies_files(large_folder, c
     assert np.isfinite(line["structure_distance"]) and line["structure_distance"] > 0
     with Image.open(large_folder / "out" / line["file"]) as picture:
         assert picture.size == (256, 256)
+    api, _ = run(["-c", API, sketch.removeprefix("--sketch=")], **env)
+    assert api == f"(1, 256, 256, 3) {line['structure_distance']}\n"
     with capsys.disabled():
         print(
             f"\nfull size, 256 px: fetched and converted in {fetch_seconds:.1f} s with "
