@@ -62,14 +62,8 @@ def read_drawings(
 ) -> list[Drawing]:
     """Reads the drawings that a pattern finds (dir/*.png), or that a CSV file lists.
 
-    The file has the columns sketch and label; its paths start from its own folder.
-
-    Args:
-      source: a pattern, or a path that ends in .csv.
-      class_names: of the model.
-      size: side of the model's pictures.
-      label: class of all drawings; None: as their names say (`label_of_path`).
-      fit: how a drawing that is not square fits, as for `fit_image`.
+    The file has the columns sketch and label; its paths start from its own folder. `label` is the
+    class of all drawings found by a pattern; without it, their names say it (`label_of_path`).
 
     Raises:
       InputError: nothing found, a faulty CSV file, a drawing that cannot be read, one twice.
@@ -80,13 +74,9 @@ def read_drawings(
         found = _read_csv(Path(source), class_names)
     else:
         paths = sorted(Path(path) for path in glob.glob(source, recursive=True))
+        known = None if label is None else find_label(label, class_names)
         found = [
-            (
-                path,
-                label_of_path(path, class_names)
-                if label is None
-                else find_label(label, class_names),
-            )
+            (path, label_of_path(path, class_names) if known is None else known)
             for path in paths
             if path.is_file()
         ]

@@ -17,20 +17,7 @@ _LOOP = {"t_on": 0.55, "t_off": 0.05, "alpha_on": 0.9}
 
 
 class Plan(NamedTuple):
-    """What decides the pictures.
-
-    Attributes:
-      model: its name.
-      labels: classes, each once.
-      num_samples: pictures of each class.
-      sampler: one of `api.SAMPLERS`.
-      num_steps: decoding steps.
-      settings: of the sampler.
-      guidance_scale: of classifier-free guidance.
-      seed: of the samples.
-      token_temperature: τ of `loop.tempered`.
-      guidance_power: see `classifier_free.guidance_share`.
-    """
+    """What decides the pictures: `num_samples` of each of the labels, by one of `api.SAMPLERS`."""
 
     model: str
     labels: list[int]

@@ -56,11 +56,7 @@ def plan_items(plan: Plan) -> list[Item]:
     The number of steps changes slowest, since a batch shares it; then the seed.
     """
     settings = combinations(plan.values)
-    works = itertools.product(
-        plan.values["num_steps"],
-        plan.seeds,
-        range(len(plan.drawings)),
-    )
+    works = itertools.product(plan.values["num_steps"], plan.seeds, range(len(plan.drawings)))
     items = (
         (drawing, seed, setting)
         for num_steps, seed, drawing in works

@@ -88,14 +88,14 @@ def test_settings_of_another_sampler_are_refused():
         ({"remask": "conf", "eta": 0.1}, "--eta=0.1: --remask=conf has no such setting"),
         ({"alpha_on": 0.5}, "--alpha_on=0.5: --window=switch has no such setting"),
         ({"window": "loop", "t_off": 0.6}, "--t_off=0.6: time falls .* expected --t_on=0.55 or"),
-        ({"window": "loop", "alpha_on": 1.0}, "--alpha_on=1.0: expected a number from 0 to 0.999"),
+        ({"window": "loop", "alpha_on": 1.0}, "alpha_on=1.0: expected a number from 0 to 0.999"),
         (
             {"token_temperature": 0.0},
-            "--token_temperature=0.0: expected a number from 1e-06",
+            "token_temperature=0.0: expected a number from 1e-06",
         ),
         ({"temperature": 1.0}, "--temperature=1.0: --sampler=remdm has no such setting"),
-        ({"eta": 1.5}, "--eta=1.5: expected a number from 0 to 1"),
-        ({"eta": float("nan")}, "--eta=nan"),
+        ({"eta": 1.5}, "eta=1.5: expected a number from 0 to 1"),
+        ({"eta": float("nan")}, "eta=nan"),
     ):
         with pytest.raises(InputError, match=words):
             choose_settings(config, "remdm", given)
