@@ -26,13 +26,13 @@ from experiments.app.flag_groups import GuidanceFlags, edit_settings, read_guida
 from experiments.app.picture_job import (
     GRID,
     PictureFlags,
-    Progress,
     contact_sheet,
     find_wanted,
     make_pictures,
     repeat_rows,
 )
 from experiments.app.regions import on_paper, read_growths, read_region, read_sketch
+from experiments.app.run_folder import Progress
 from guidance.inpaint import follow_sketch
 from guidance.settings import PER_SAMPLE, STATIC
 from maskgit_jax.editing.canvas import finish, prepare

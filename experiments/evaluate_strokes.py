@@ -29,7 +29,7 @@ from experiments.studies.plots import check_matplotlib
 from experiments.studies.scenes import Edits
 from experiments.studies.strokes import study_strokes
 from experiments.studies.study import StudyFlags
-from guidance.stroke_sampling import read_energy
+from guidance.strokes.energies import read_energy
 from maskgit_jax.knobs import knob
 
 _SHARES = {"kind": float, "low": 0.0, "high": 1.0}

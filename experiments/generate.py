@@ -20,7 +20,6 @@ scored in the end (docs/imagenet.md).
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from experiments.app.flag_groups import MODEL_HELP
 from experiments.app.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
 from experiments.app.picture_job import GRID
 from experiments.app.pictures import ImageSet, write_adm_npz
-from experiments.app.run_folder import RESULTS, Finished, RunFolder, read_picture
+from experiments.app.run_folder import RESULTS, Finished, Progress, RunFolder, read_picture
 from experiments.metrics.inception import load_inception
 from experiments.metrics.scoring import FEWEST, open_images, score
 from guidance import classifier_free
@@ -161,7 +160,7 @@ def maker(model: Model, plan: Plan, form: str):
     """What makes the pictures of a batch, for `RunFolder.make_missing`."""
     name = "sample_{:06d}.png" if form == "png" else f"{_PARTS}/{{:06d}}.npy"
 
-    def make(batch: Batch, first: bool, progress: Callable[[int], None]):
+    def make(batch: Batch, first: bool, progress: Progress):
         labels = jnp.array([plan.label(index) for index in batch.rows.tolist()])
         masked = jnp.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID)
         ids = classifier_free.sample(

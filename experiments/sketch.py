@@ -17,7 +17,8 @@ import numpy as np
 from experiments.app import cli
 from experiments.app.batches import Batch
 from experiments.app.flag_groups import GuidanceFlags, read_guidance
-from experiments.app.picture_job import GRID, PictureFlags, Progress, make_pictures
+from experiments.app.picture_job import GRID, PictureFlags, make_pictures
+from experiments.app.run_folder import Progress
 from guidance import masksketch
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, make_grid, read_image

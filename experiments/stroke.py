@@ -29,16 +29,16 @@ from experiments.app.batches import Batch
 from experiments.app.picture_job import (
     GRID,
     PictureFlags,
-    Progress,
     contact_sheet,
     find_wanted,
     make_pictures,
     repeat_rows,
 )
+from experiments.app.run_folder import Progress
 from experiments.metrics.strokes import colour_distance
-from guidance.stroke_methods import METHODS, StrokeSettings
-from guidance.stroke_sampling import CONFIDENT, follow_strokes, read_energy
-from guidance.strokes import KINDS, Stroke, automatic_stroke
+from guidance.strokes.automatic import KINDS, Stroke, automatic_stroke
+from guidance.strokes.energies import read_energy
+from guidance.strokes.methods import CONFIDENT, METHODS, StrokeSettings, follow_strokes
 from maskgit_jax.editing.canvas import finish, prepare, read_mask
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image
@@ -87,7 +87,6 @@ def main(flags: Flags) -> None:
                 *repeat_rows(batch, picture.square, painted, picture.hidden, np.array(label)),
                 settings,
                 method=flags.method,
-                confidence=settings.confidence,
                 energy=energy,
                 seed=flags.seed,
                 indices=batch.rows,

@@ -18,8 +18,8 @@ import numpy as np
 from experiments.app import cli
 from experiments.app.files import write_whole
 from experiments.training import frame, loop, tuning
-from guidance.stroke_methods import code_distance_energy
-from guidance.stroke_training import energy_loss, hide_strokes
+from guidance.strokes.energies import code_distance_energy
+from guidance.strokes.training import energy_loss, hide_strokes
 from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model
 from maskgit_jax.networks.stacked import code_logits

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.app import cli
 from experiments.training import frame, loop, tuning
-from guidance.stroke_training import iterative_loss
+from guidance.strokes.training import iterative_loss
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import read_config, write_config
 from maskgit_jax.errors import InputError

@@ -19,8 +19,7 @@ from jaxtyping import Float, Int
 from guidance import masksketch
 from guidance.inpaint import follow_sketch
 from guidance.settings import guided
-from guidance.stroke_methods import StrokeSettings
-from guidance.stroke_sampling import follow_strokes
+from guidance.strokes.methods import StrokeSettings, follow_strokes
 from maskgit_jax.api import Picture, Pictures, repeat, sample_rows
 from maskgit_jax.editing.canvas import finish, prepare, read_mask, resize
 from maskgit_jax.errors import InputError
@@ -147,7 +146,7 @@ def stroke(
       painted: the same, painted over.
       mask: white where paint is.
       label: the class to be seen.
-      method: one of `stroke_methods.METHODS`.
+      method: one of `strokes.methods.METHODS`.
       energy: of the method "learned".
       num_samples: how many pictures.
       seed: sample i's randomness is that of `fold_in(key(seed), i)`.
@@ -172,7 +171,6 @@ def stroke(
             *repeat(len(rows), picture.square, paint.square, picture.hidden, chosen),
             settings,
             method=method,
-            confidence=settings.confidence,
             energy=energy,
             seed=seed,
             indices=rows,

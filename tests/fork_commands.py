@@ -28,7 +28,8 @@ install_import_hook(["maskgit_jax", "guidance", "experiments"], "beartype.bearty
 
 from experiments.app import cli  # noqa: E402
 from experiments.demo_world import world  # noqa: E402, F401
-from guidance import masksketch, strokes  # noqa: E402, F401
+from guidance import masksketch  # noqa: E402, F401
+from guidance.strokes import automatic  # noqa: E402, F401
 from maskgit_jax import model  # noqa: E402, F401
 from maskgit_jax.training import train_state  # noqa: E402, F401
 

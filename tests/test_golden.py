@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidance import masksketch, stroke_methods, structure
+from guidance import masksketch, structure
+from guidance.strokes.context import ContextGuidance
+from guidance.strokes.energies import (
+    SelfGuidance,
+    code_distance_energy,
+    identity_energy,
+    reweighting,
+)
+from guidance.strokes.method import Iterative, StrokeInputs
 from maskgit_jax.model import Model, load_model
 from maskgit_jax.networks.stacked import AttentionInputs, attention_inputs, code_logits
 from maskgit_jax.sampling import loop, schedules
@@ -247,11 +255,11 @@ def test_guided_logits(model):
 
 def test_edit_energy_and_reweighting(model):
     golden = read("decode_edit.npz")
-    energy = stroke_methods.code_distance_energy(model.tokenizer_params["quantizer"]["codebook"])
+    energy = code_distance_energy(model.tokenizer_params["quantizer"]["codebook"])
     close(energy, golden["l2_energy"])
     (key,) = (key for key in golden if key.startswith("reweight_l2_conf"))
     confidence = float(key.removeprefix("reweight_l2_conf"))
-    weights = stroke_methods.reweighting(energy[golden["guidance_tokens"][0, 1:]], confidence)
+    weights = reweighting(energy[golden["guidance_tokens"][0, 1:]], confidence)
     close(weights, golden[key][0, 1:])
     np.testing.assert_array_equal(golden[key][0, 0], 1)
 
@@ -261,9 +269,9 @@ def test_edit_decoding(model, case):
     golden = read("decode_edit.npz")
     params = json.loads(str(golden["params"]))
     tokens, guide_ids = (jnp.asarray(golden[k][0]) for k in ("inputs", "guidance_tokens"))
-    inputs = stroke_methods.StrokeInputs(
+    inputs = StrokeInputs(
         guide_ids=guide_ids,
-        num_hidden=jnp.sum(tokens == loop.MASK_ID),
+        num_masked=jnp.sum(tokens == loop.MASK_ID),
         temperature=jnp.float32(params["choice_temperature"]),
         # The published loop keeps it in an array of integers: what is below 1 becomes 0.
         confidence=jnp.float32(int(params["confidence"].get(case, 0))),
@@ -271,16 +279,16 @@ def test_edit_decoding(model, case):
     codebook = model.tokenizer_params["quantizer"]["codebook"]
     schedule = SCHEDULES[params["schedule"]]
     method, energy = {
-        "context": (stroke_methods.ContextGuidance(schedule), ()),
+        "context": (ContextGuidance(schedule), ()),
         "self_l2": (
-            stroke_methods.Guidance("self", schedule),
-            stroke_methods.code_distance_energy(codebook),
+            SelfGuidance(schedule),
+            code_distance_energy(codebook),
         ),
         "self_identity": (
-            stroke_methods.Guidance("self", schedule),
-            stroke_methods.identity_energy(codebook),
+            SelfGuidance(schedule),
+            identity_energy(codebook),
         ),
-        "iterate": (stroke_methods.Guidance("iterative", schedule), ()),
+        "iterate": (Iterative(schedule), ()),
     }[case]
     first, last = params["start_iter"], params["num_iter"]
     modules = model.transformer, model.transformer_params

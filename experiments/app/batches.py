@@ -1,7 +1,4 @@
-"""Rows in batches of one size: another size would be compiled anew, so the last is filled up.
-
-No flags are defined here.
-"""
+"""Rows in batches of one size: another size would be compiled anew, so the last is filled up."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,13 +31,7 @@ def fill(count: int, size: int) -> Int[np.ndarray, "{size}"]:
 
 
 def make_batches(count: int, size: int, *, exact: bool = False) -> list[Batch]:
-    """The rows 0 .. count - 1 in batches of one size.
-
-    Args:
-      count: ≥ 1.
-      size: none is larger.
-      exact: all are of this very size, else of nearly equal parts.
-    """
+    """The rows 0 .. count - 1 in batches of one size, at most `size`; `exact`: of this very one."""
     if not exact:
         size = -(-count // -(-count // size))
     firsts = range(0, count, size)
@@ -57,14 +48,9 @@ def map_rows(
     exact: bool = False,
     progress: Callable[[int], Any] | None = None,
 ) -> Any:
-    """The function's results on batches of the arrays' rows, put together.
+    """The function's results, trees of arrays, on batches of the arrays' rows, put together.
 
-    Args:
-      function: gives an array, or a tree of arrays, with a leading axis of the rows given.
-      arrays: with a leading axis of rows, one at least.
-      batch_size: as for `make_batches`.
-      exact: likewise.
-      progress: called with the number of rows of each batch that is done.
+    `progress` is called with the number of rows of each batch that is done.
     """
     results = []
     for batch in make_batches(len(arrays[0]), batch_size, exact=exact):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from guidance import classifier_free
 from guidance.masksketch import MaskSketch, SketchPlan
 from guidance.settings import PER_SAMPLE, STATIC, Guided, guided, structure_settings
-from guidance.stroke_methods import StrokeSettings
+from guidance.strokes.methods import StrokeSettings
 from guidance.structure import StructureSettings
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.editing.inpaint import EditSettings
@@ -136,5 +136,5 @@ def read_edit_study(
 def edit_settings(config: ModelConfig, flags: Any, method: str = "edit") -> EditSettings:
     """The settings of "edit" or "stroke": flags of these names, else the model's presets."""
     classes = {"edit": EditSettings, "stroke": StrokeSettings}
-    given = {name: getattr(flags, name) for name in knobs_of(EditSettings)}
+    given = {name: getattr(flags, name, None) for name in knobs_of(classes[method])}
     return classes[method](**resolve(config, method, classes[method], given=given))

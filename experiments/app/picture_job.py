@@ -14,7 +14,15 @@ from jaxtyping import Bool
 from experiments.app import digests
 from experiments.app.batches import Batch, make_batches
 from experiments.app.flag_groups import SampleFlags
-from experiments.app.run_folder import RESULTS, Finished, Line, Picture, RunFolder, read_picture
+from experiments.app.run_folder import (
+    RESULTS,
+    Finished,
+    Line,
+    Picture,
+    Progress,
+    RunFolder,
+    read_picture,
+)
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.editing.canvas import outlined, resize
 from maskgit_jax.editing.masks import fit_mask
@@ -27,11 +35,8 @@ from maskgit_jax.model import Model, load_model
 GRID = "grid.png"
 _GRID_SIDE = 384
 
-Progress = Callable[[int], None]
 Sample = Callable[[Batch, Progress], tuple[Sequence[Picture], Sequence[Line]]]
-"""`sample(batch, progress)`: the batch's pictures, and what is measured of each.
-
-`progress` is to be called with the number of steps done."""
+"""`sample(batch, progress)`: the batch's pictures, and what is measured of each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ def make_pictures(
 
     Args:
       command: module of `experiments` that runs.
-      flags: model, number of samples, batch size, folder.
+      flags: its own.
       record: what decides the samples but the weights and the content of `inputs`; each line has
         it.
       inputs: files that are read, by the flag that names them.
@@ -120,11 +125,7 @@ def make_pictures(
 
 
 def find_wanted(image: str | None, label: str | None, config: ModelConfig) -> tuple[Picture, int]:
-    """The picture and the class that --image and --label name.
-
-    Raises:
-      InputError: one is missing, no picture or no class.
-    """
+    """The picture and the class that --image and --label name; InputError if one is missing."""
     if image is None:
         raise InputError("no --image: give the picture to edit, such as --image=photo.png")
     if label is None:

@@ -51,25 +51,18 @@ class Finished(NamedTuple):
     line: Line
 
 
-Make = Callable[[Any, bool, Callable[[int], None]], tuple[Sequence[Finished], Line | None]]
+Progress = Callable[[int], None]
+"""To be called with the number of steps done."""
+Make = Callable[[Any, bool, Progress], tuple[Sequence[Finished], Line | None]]
 """`make(batch, first, progress)`: the items of a batch, and what the log notes of it, if anything.
 
-`first` is true of the batch that compiles; `progress` is to be called with the number of steps
-done."""
+`first` is true of the batch that compiles."""
 
 
 class RunFolder:
-    """The folder of one run, as one host sees it.
+    """The folder of one run of a command, as one host sees it.
 
-    Args:
-      path: the folder, --output_dir; "~" stands for the user's home.
-      command: module of `experiments` that runs.
-      key: name of an item's number in its line.
-      host: number of this host.
-      num_hosts: how many share the run.
-
-    Raises:
-      InputError: the path is empty.
+    `key` is the name of an item's number in its line.
     """
 
     def __init__(
@@ -81,9 +74,7 @@ class RunFolder:
         host: int = 0,
         num_hosts: int = 1,
     ):
-        if not os.fspath(path):
-            raise InputError("--output_dir= is empty: give a folder for the results")
-        self.path = epath.Path(path).expanduser()
+        self.path = epath.Path(path)
         self._command = command
         self._key = key
         self._host = f"{host}-of-{num_hosts}"
@@ -92,17 +83,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claim(self, record: dict[str, Any]) -> Iterator[None]:
-        """Checks the folder, and keeps other processes of this machine out of it meanwhile.
+        """Checks the folder, and keeps other processes out of it; InputError if one is in.
 
-        Hosts that share a run, and those on object stores, have files of their own instead.
-
-        A folder in which nothing was begun is removed again.
-
-        Args:
-          record: as for `check`.
-
-        Raises:
-          InputError: as for `check`, or another process has the folder.
+        Hosts that share a run, and those on object stores, have files of their own instead. A
+        folder in which nothing was begun is removed again.
         """
         self.check(record)
         if not (self._alone and is_local(self.path)):
@@ -133,17 +117,11 @@ class RunFolder:
             lock.release()
 
     def check(self, record: dict[str, Any]) -> bool:
-        """Makes the folder, or looks whether the run may write there.
+        """Makes the folder, or looks whether the run may write there: is it this run's already?
 
-        A record with `files`, the names of all files that the run will write but `plan.json`,
-        is of a run that replaces an earlier one's of the same command; others go on with their own
-        folder alone.
-
-        Args:
-          record: what decides the results, as far as it is known.
-
-        Returns:
-          Whether the folder is this run's already.
+        The record is what decides the results, as far as it is known. One with `files`, the names
+        of all that the run will write but `plan.json`, is of a run that replaces an earlier one of
+        the same command; others go on with their own folder alone.
 
         Raises:
           InputError: the folder belongs to another run, holds other files or cannot be written.
@@ -185,14 +163,9 @@ class RunFolder:
         return False
 
     def open(self, record: dict[str, Any], shown: Mapping[str, Picture] | None = None) -> None:
-        """Makes the folder of a run, or goes on with one.
+        """Makes the folder of a run, or goes on with one; errors as for `check`.
 
-        Args:
-          record: what decides the results, all of it.
-          shown: pictures to be written beside the results, by file.
-
-        Raises:
-          InputError: as for `check`.
+        The record is all of it; `shown` are pictures to be written beside the results, by file.
         """
         record = {"command": self._command} | record
         goes_on = self.check(record)
@@ -242,15 +215,10 @@ class RunFolder:
         items: Callable[[Any], Iterable[int]],
         num_steps: Callable[[Any], int],
     ) -> None:
-        """Makes the batches whose items are not all finished, each whole, as at first.
+        """Makes those of the run's batches whose items are not all finished, whole, as at first.
 
         Ctrl-C and SIGTERM end the process after the batch in hand, with status 130 and 143.
-
-        Args:
-          batches: of the whole run.
-          make: see `Make`.
-          items: the numbers of a batch's items.
-          num_steps: of a batch.
+        `items` gives the numbers of a batch's items.
         """
         finished = {
             item
@@ -366,13 +334,8 @@ def read_results(
 ) -> list[Line]:
     """The lines of a run's finished items in their order, of all hosts; without a torn last line.
 
-    What is not known of one is NaN.
-
-    Args:
-      folder: of the run.
-      key: name of an item's number.
-      known: what earlier calls have read of the parts that never change, those on object stores;
-        added to.
+    Null is read as NaN. `known` is what earlier calls have read of the parts that never change,
+    those on object stores; added to.
 
     Raises:
       InputError: a damaged line.
@@ -404,11 +367,7 @@ def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str | N
 
 
 def read_picture(path: epath.Path) -> Picture:
-    """A picture as `RunFolder.add` wrote it.
-
-    Raises:
-      InputError: it cannot be read.
-    """
+    """A picture as `RunFolder.add` wrote it; InputError if it cannot be read."""
     if path.suffix != ".npy":
         return read_image(path)
     try:

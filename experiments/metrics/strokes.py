@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from experiments.demo_world import world
-from guidance.strokes import Stroke, paint
+from guidance.strokes.automatic import Stroke, paint
 from maskgit_jax.images import to_float
 
 Images = UInt8[np.ndarray, "n H W 3"]

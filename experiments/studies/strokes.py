@@ -1,5 +1,6 @@
 """The study behind `evaluate_strokes`: how strokes lead, method by method."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from experiments.metrics.strokes import colour_distance, lab_distance, part_stro
 from experiments.studies import plots
 from experiments.studies.scenes import Edits, draw_world, map_rows_shown
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
-from guidance.stroke_sampling import CONFIDENT, follow_strokes
-from guidance.strokes import automatic_stroke
+from guidance.strokes.automatic import automatic_stroke
+from guidance.strokes.methods import CONFIDENT, follow_strokes
 from maskgit_jax.editing.canvas import EditPicture, finish, outlined, prepare
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model
@@ -185,9 +186,8 @@ def sample(
             strokes.painted[rows],
             masked[rows],
             strokes.labels[rows],
-            edits.settings,
+            dataclasses.replace(edits.settings, confidence=way.confidence or 0.0),
             method=way.method,
-            confidence=1.0 if way.confidence is None else way.confidence,
             energy=energy if way.method == "learned" else None,
             seed=edits.seed,
             indices=rows,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
 from experiments.training import datasets, frame, loop
-from guidance.strokes import automatic_stroke
+from guidance.strokes.automatic import automatic_stroke
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.editing.masks import latent_mask
 from maskgit_jax.errors import InputError

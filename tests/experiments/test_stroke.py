@@ -14,8 +14,8 @@ from experiments.demo_world import world
 from experiments.metrics import strokes
 from experiments.metrics.measures import mean_and_error
 from experiments.studies.strokes import plot_confidence
-from guidance.stroke_sampling import follow_strokes, read_energy
-from maskgit_jax.editing.inpaint import EditSettings
+from guidance.strokes.energies import read_energy
+from guidance.strokes.methods import StrokeSettings, follow_strokes
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import read_image, save_png
 from tests.commands import ROOT, assert_refused
@@ -98,10 +98,8 @@ def test_near_temperature_0_the_likeliest_ids_come(shallow):
         painted.repeat(2, axis=0),
         np.ones((2, 16), bool),
         np.array([1, 1]),
-        EditSettings(num_steps=1, temperature=4.5, token_temperature=1e-6),
+        StrokeSettings(num_steps=1, temperature=4.5, token_temperature=1e-6),
         method="baseline",
-        confidence=1.0,
-        energy=None,
         seed=0,
         indices=np.array([3, 8]),
     )

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from experiments.training import tuning
-from guidance import stroke_training
-from guidance.stroke_methods import code_distance_energy
+from guidance.strokes import training as stroke_training
+from guidance.strokes.energies import code_distance_energy
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import write_config
 from maskgit_jax.errors import InputError

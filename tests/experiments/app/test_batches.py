@@ -69,11 +69,10 @@ def test_a_smaller_last_batch_compiles_nothing(module, tmp_path):
         for count in (2, 3):
             batch = f"--num_samples={count}", "--batch_size=2", f"--output_dir={number}_{count}"
             cases[f"{number}, {count} samples"] = [MODEL, *flags, *batch]
-    if module == "generate":
-        cases = {name: [*args, "--format=png"] for name, args in cases.items()}
     compiled = {}
+    owner = module if module == "generate" else "sys.modules['experiments.app.picture_job']"
     for name, ended in run_each(
-        module, cases, cwd=tmp_path, prepare=LOAD_ONCE.format(module)
+        module, cases, cwd=tmp_path, prepare=LOAD_ONCE.format(owner)
     ).items():
         assert ended.status is None, ended.errors
         compiled[name] = ended.compiled

@@ -93,9 +93,10 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
 
 def test_the_flag_says_no(tmp_path):
     program = (
-        "import jax\n"
-        "from experiments import cli\n"
-        "cli.run(lambda: print(jax.config.jax_compilation_cache_dir))\n"
+        "import dataclasses, jax\n"
+        "from experiments.app import cli\n"
+        "Flags = dataclasses.make_dataclass('Flags', [])\n"
+        "cli.run(lambda flags: print(jax.config.jax_compilation_cache_dir), Flags)\n"
     )
     for flags, found in ([], f"{tmp_path}/compiled"), (["--nocompilation_cache"], "None"):
         result = subprocess.run(

@@ -3,7 +3,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from guidance.stroke_methods import code_distance_energy
+from guidance.strokes.energies import code_distance_energy
 from maskgit_jax.images import fit_image, read_image, to_float
 from maskgit_jax.model import builtin_folder, load_tokenizer, model_config
 from tests.commands import ROOT

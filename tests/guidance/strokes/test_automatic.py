@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from experiments.demo_world import world
-from guidance import strokes
+from guidance.strokes import automatic as strokes
 from maskgit_jax.errors import InputError
 
 

@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidance import stroke_methods
+from guidance.strokes import energies as rules
+from guidance.strokes import methods
+from guidance.strokes.context import ContextGuidance
+from guidance.strokes.method import StrokeInputs
+from guidance.strokes.methods import METHODS, StrokeSettings
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knobs_of
 from maskgit_jax.model import with_class_token
 from maskgit_jax.networks.transformer import Embed
 from maskgit_jax.sampling import batched
@@ -16,8 +21,9 @@ from maskgit_jax.sampling.loop import MASK_ID, decode
 from tests.conftest import released
 
 CODES, IDS = 24, 16
+KNOBS = knobs_of(StrokeSettings)
 
-tilt = jax.jit(stroke_methods.tilt)
+tilt = jax.jit(rules.tilt)
 
 
 def softmax(x):
@@ -33,7 +39,7 @@ def codebook(shallow):
 @pytest.fixture(scope="module")
 def energy(codebook):
     """Minus the code distance."""
-    return jax.jit(stroke_methods.code_distance_energy)(codebook)
+    return jax.jit(rules.code_distance_energy)(codebook)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def scene():
 
 
 def inputs_of(scene, confidence=0.6):
-    return stroke_methods.StrokeInputs(
+    return StrokeInputs(
         jnp.asarray(scene[1]), jnp.int32(8), jnp.float32(4.5), jnp.float32(confidence)
     )
 
@@ -61,7 +67,7 @@ def logits_of(shallow, tokens, guide_ids=None):
 
 
 def predicted(shallow, scene, name, energy=(), **kwargs):
-    predict, _ = stroke_methods.Guidance(name)(
+    predict, _ = METHODS[name](
         shallow.transformer, shallow.transformer_params, energy, inputs_of(scene, **kwargs), 8
     )
     return np.asarray(jax.jit(predict)(jnp.asarray(scene[0]), jnp.int32(3)))
@@ -72,7 +78,7 @@ def test_energies(codebook, energy):
     expected = -((codes[:, None] - codes) ** 2).mean(axis=-1)
     np.testing.assert_allclose(energy, expected, atol=1e-6)
     np.testing.assert_array_equal(np.diag(energy), 0)
-    np.testing.assert_array_equal(stroke_methods.identity_energy(codebook), np.eye(CODES))
+    np.testing.assert_array_equal(rules.identity_energy(codebook), np.eye(CODES))
 
 
 def test_self_guidance_multiplies_the_logits(shallow, scene, energy):
@@ -81,7 +87,7 @@ def test_self_guidance_multiplies_the_logits(shallow, scene, energy):
     weights = softmax(sharpness * np.asarray(energy)[guide_ids[5:11]])
     expected = logits_of(shallow, tokens)
     expected[5:11] *= weights * CODES
-    found = predicted(shallow, scene, "self", energy)
+    found = predicted(shallow, scene, "code_distance", energy)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
 
 
@@ -139,7 +145,7 @@ def test_tilt_does_not_see_an_offset_of_the_logits_but_self_guidance_does(energy
     energies = np.asarray(energy)[3]
     ours = [softmax(np.asarray(tilt(logits + x, energies, 0.5))) for x in np.float32([0, 30])]
     np.testing.assert_allclose(*ours, rtol=1e-3, atol=1e-6)
-    weights = np.asarray(jax.jit(stroke_methods.reweighting)(energies, 0.9))
+    weights = np.asarray(jax.jit(rules.reweighting)(energies, 0.9))
     theirs = [softmax((logits + x) * weights) for x in (0, 30)]
     assert np.abs(theirs[0] - theirs[1]).max() > 0.1
 
@@ -149,7 +155,7 @@ def test_one_step_of_context_guidance(shallow, scene):
     tokens, guide_ids = scene
     num_steps, step, key = 6, 2, jax.random.PRNGKey(5)
     inputs = inputs_of(scene)
-    rule = stroke_methods.ContextGuidance()
+    rule = ContextGuidance()
     modules = shallow.transformer, shallow.transformer_params
     predict, remask = rule(*modules, (), inputs, num_steps)
     start = rule.start(jnp.asarray(tokens), inputs, step, num_steps, key)
@@ -185,9 +191,14 @@ def test_one_step_of_context_guidance(shallow, scene):
 
 
 def draw(model, tokens, guide_ids, method, **kwargs):
-    defaults = {"num_steps": 4, "seed": 3, "indices": jnp.arange(len(tokens))}
-    made = stroke_methods.sample(
-        model, jnp.asarray(tokens), jnp.asarray(guide_ids), method=method, **defaults | kwargs
+    knobs = {name: kwargs.pop(name) for name in list(kwargs) if name in KNOBS}
+    made = methods.sample(
+        model,
+        jnp.asarray(tokens),
+        jnp.asarray(guide_ids),
+        StrokeSettings(**{"num_steps": 4, "confidence": 1.0} | knobs),
+        method=method,
+        **{"seed": 3, "indices": jnp.arange(len(tokens))} | kwargs,
     )
     return np.asarray(made)
 

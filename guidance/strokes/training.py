@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from guidance.stroke_methods import reweighting
+from guidance.strokes.energies import reweighting
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling.loop import MASK_ID, DecodeState, decode
 from maskgit_jax.sampling.maskgit import maskgit_remask
