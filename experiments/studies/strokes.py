@@ -186,9 +186,7 @@ def sample(
             strokes.painted[rows],
             masked[rows],
             strokes.labels[rows],
-            dataclasses.replace(
-                edits.settings, confidence=1.0 if way.confidence is None else way.confidence
-            ),
+            dataclasses.replace(edits.settings, confidence=way.confidence or 0.0),
             method=way.method,
             energy=energy if way.method == "learned" else None,
             seed=edits.seed,
