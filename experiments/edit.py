@@ -93,7 +93,7 @@ def main(flags: Flags) -> None:
                 (images,) = repeat_rows(batch, image)
                 made = grow(model, images, growths, labels, settings, **common)
                 return made[: batch.count], measures
-            squares, masked = repeat_rows(batch, picture.square, picture.hidden)
+            squares, masked = repeat_rows(batch, picture.square, picture.masked)
             if sketch is None:
                 made = remake(model, squares, masked, labels, settings, **common, progress=progress)
             else:

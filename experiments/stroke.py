@@ -84,7 +84,7 @@ def main(flags: Flags) -> None:
         def sample(batch: Batch, progress: Progress):
             samples = follow_strokes(
                 model,
-                *repeat_rows(batch, picture.square, painted, picture.hidden, np.array(label)),
+                *repeat_rows(batch, picture.square, painted, picture.masked, np.array(label)),
                 settings,
                 method=flags.method,
                 energy=energy,

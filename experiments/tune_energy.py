@@ -2,7 +2,7 @@
 
     python -m experiments.tune_energy --model_dir=runs/energy
 
-The transformer of `--init_from` is frozen and sees pictures with a stroke's place hidden. Of its
+The transformer of `--init_from` is frozen and sees pictures with a stroke's place masked. Of its
 logits and the stroke's ids the energy learns to make the picture's own ids; it starts as minus the
 mean squared code distance. Writes `energy.npy`, float32 [K, K]. Started again, it resumes.
 """
@@ -19,7 +19,7 @@ from experiments.app import cli
 from experiments.app.files import write_whole
 from experiments.training import frame, loop, tuning
 from guidance.strokes.energies import code_distance_energy
-from guidance.strokes.training import energy_loss, hide_strokes
+from guidance.strokes.training import energy_loss, mask_strokes
 from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model
 from maskgit_jax.networks.stacked import code_logits
@@ -60,7 +60,7 @@ def main(flags: Flags) -> None:
 
     def prepare(batch: losses.Batch) -> losses.Batch:
         tokens, stroke_ids = tokenize(batch)
-        masked = hide_strokes(tokens, stroke_ids)
+        masked = mask_strokes(tokens, stroke_ids)
         return logits(model.params_on_devices, masked), tokens, stroke_ids
 
     loss = functools.partial(energy_loss, confidence=flags.confidence)

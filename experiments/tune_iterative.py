@@ -1,4 +1,4 @@
-"""Tunes a transformer to take guides on hidden ids (MaskGIT-Edit, "iterative generation").
+"""Tunes a transformer to take guides on masked ids (MaskGIT-Edit, "iterative generation").
 
     python -m experiments.tune_iterative --model_dir=runs/iterative
 

@@ -84,7 +84,7 @@ def sketch(
         followed = prepare(resize(drawn, *original.shape[:2]), region, model.config.tokenizer)
 
         def sample(rows: Int[np.ndarray, "b"]) -> Any:
-            given = repeat(len(rows), picture.square, followed.square, picture.hidden, chosen)
+            given = repeat(len(rows), picture.square, followed.square, picture.masked, chosen)
             return follow_sketch(model, *given, settings.settings, indices=rows, **arguments)
 
         squares, distances = sample_rows(sample, num_samples, batch_size, seed)
@@ -168,7 +168,7 @@ def stroke(
     def sample(rows: Int[np.ndarray, "b"]) -> Any:
         found = follow_strokes(
             model,
-            *repeat(len(rows), picture.square, paint.square, picture.hidden, chosen),
+            *repeat(len(rows), picture.square, paint.square, picture.masked, chosen),
             settings,
             method=method,
             energy=energy,

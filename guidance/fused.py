@@ -11,8 +11,8 @@ a vector c taken from all keys takes s_i·c from all logits of row i, which leav
 was, and c from both (P S)_i and (Q S)_i, whose rows sum to 1, which leaves their difference. What
 the keys have in common, often the larger part of them, then costs no digits.
 
-P S is the same in all steps. It is made anew all the same: one of five products of maps and values,
-where keeping it would cost half the memory of the sketch's queries and keys again.
+P S is the same in all steps. It is computed in each all the same: one of five products of maps and
+values, where keeping it would cost half the memory of the sketch's queries and keys again.
 """
 
 import functools

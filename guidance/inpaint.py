@@ -25,7 +25,7 @@ def follow_sketch(
     indices: Int[np.ndarray, "b"],
     **choices: Any,
 ) -> tuple[Squares, Float[np.ndarray, "b"]]:
-    """The pictures with a region's ids made anew by MaskSketch, and structure distances.
+    """The pictures with a region's ids sampled again by MaskSketch, and structure distances.
 
     What is followed is the picture with the sketch in place of the region. The `choices` are
     others of `masksketch.sample`, such as its divergence.

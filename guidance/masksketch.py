@@ -18,8 +18,8 @@ from guidance.structure import (
     Target,
     TracedSettings,
     check_kernel,
-    hide_start,
     least_distance_draw,
+    mask_start,
     structure_distance,
     structure_remask,
     traced,
@@ -49,15 +49,15 @@ class Guide(NamedTuple):
     Attributes:
       target: attention of the sketch.
       other_token: class token that classifier-free guidance leads away from.
-      num_hidden: number of ids hidden at the start.
-      region: where ids may be hidden; the class token among them, which never is.
+      num_masked: number of ids masked at the start.
+      region: where ids may be masked; the class token among them, which never is.
       token_weights: of the tokens' distances.
       settings: the knobs.
     """
 
     target: Target
     other_token: Int[Array, "*b"]
-    num_hidden: Int[Array, "*b"]
+    num_masked: Int[Array, "*b"]
     region: Bool[Array, "*b S"]
     token_weights: Float[Array, "*b S"]
     settings: TracedSettings
@@ -83,7 +83,7 @@ def make_guide(
     return Guide(
         target=Target(attention_inputs(transformer, params, sketch_tokens, len(weights)), weights),
         other_token=other_token,
-        num_hidden=jnp.sum(start_tokens == MASK_ID),
+        num_masked=jnp.sum(start_tokens == MASK_ID),
         region=region,
         token_weights=jnp.concatenate([jnp.ones(1), token_weights]),
         settings=settings,
@@ -99,14 +99,14 @@ def start(
     settings: TracedSettings,
     key: RandomKey,
 ) -> tuple[Guide, DecodeState]:
-    """One sample before its first step: the sketch's ids, most of the region's hidden.
+    """One sample before its first step: the sketch's ids, most of the region's masked.
 
     Args:
       transformer: the model.
       params: its weights.
       paper_ids: a blank picture's ids.
       sketch_tokens: class token and the sketch's ids.
-      region: where ids may be hidden; the class token among them, which never is.
+      region: where ids may be masked; the class token among them, which never is.
       settings: the knobs.
       key: the sample's key; nothing else is random.
     """
@@ -114,7 +114,7 @@ def start(
     # One for each token; the class token's own is free for the other class.
     draws = jax.random.uniform(start_key, sketch_tokens.shape)
     other_token = other_class_token(draws[0], sketch_tokens[0], transformer)
-    start_tokens = hide_start(sketch_tokens, region, settings.knobs.max_mask_rate, draws)
+    start_tokens = mask_start(sketch_tokens, region, settings.knobs.max_mask_rate, draws)
     guide = make_guide(
         transformer, params, sketch_tokens, start_tokens, region, other_token, paper_ids, settings
     )
@@ -198,7 +198,7 @@ class MaskSketch:
         predict = tempered(predict, guide.settings.knobs.token_temperature)
         remask = structure_remask(
             distance,
-            guide.num_hidden,
+            guide.num_masked,
             guide.region,
             guide.token_weights,
             guide.settings,
@@ -348,7 +348,7 @@ def token_distances(
     divergence: str = "jeffreys",
     kernel: str = "jnp",
 ) -> Float[Array, "B S"]:
-    """Each token's structure distance, of samples with nothing hidden; the guide is `begin`'s."""
+    """Each token's structure distance, of samples with nothing masked; the guide is `begin`'s."""
     choices = model.transformer, divergence, kernel
     spread = spread_over_devices(tokens)
     found = _distances(*choices, model.params_on_devices, used_layers, guide.target, spread)

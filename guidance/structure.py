@@ -119,7 +119,7 @@ def structure_distance(
     Args:
       transformer: the model.
       params: its weights, stacked.
-      ids: nothing hidden.
+      ids: nothing masked.
       target: what they are compared with.
       used_layers: false where no sample of the batch weighs a layer: not compared there.
       divergence: one of `DIVERGENCES`.
@@ -236,7 +236,7 @@ def check_settings(settings: StructureSettings) -> None:
 
 def structure_remask(
     distance: Callable[[Tokens], Float[Array, "S"]],
-    num_hidden: Int[Array, ""],
+    num_masked: Int[Array, ""],
     region: Bool[Array, "S"],
     token_weights: Float[Array, "S"],
     settings: TracedSettings,
@@ -244,16 +244,16 @@ def structure_remask(
     num_steps: Int[Array, ""] | int,
     schedule: str = "linear",
 ) -> Remask:
-    """Hides what strays from the sketch's structure, and what the model is unsure of (section 3.3).
+    """Masks what strays from the sketch's structure, and what the model is unsure of (section 3.3).
 
     Of n = floor(rate · N₀) ids, floor(λ_s · n) of largest distance or floor((1 − λ_s) · n) of
-    lowest confidence are hidden, whether or not they were hidden before. The rate falls from the
+    lowest confidence are masked, whether or not they were masked before. The rate falls from the
     highest to the lowest mask rate. What is remembered is the newest sample's distances.
 
     Args:
       distance: of sampled ids from the sketch, token by token.
-      num_hidden: N₀, the number of ids hidden at the start.
-      region: where ids may be hidden; the class token among them, which never is.
+      num_masked: N₀, the number of ids masked at the start.
+      region: where ids may be masked; the class token among them, which never is.
       token_weights: of the distances, in [0, 1].
       settings: see `StructureSettings`.
       num_steps: T.
@@ -266,9 +266,9 @@ def structure_remask(
         probabilities = jax.nn.softmax(logits)
         confidence = jnp.take_along_axis(probabilities, sampled[:, None], axis=-1)[:, 0]
 
-        falling = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_hidden)
+        falling = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_masked)
         rate = knobs.min_mask_rate + falling * settings.mask_rate_span
-        count = jnp.floor(num_hidden * rate)
+        count = jnp.floor(num_masked * rate)
 
         # The loop's key goes on as if nothing were drawn; its splits are what `fold_in` gives of 0
         # and 1.
@@ -282,8 +282,8 @@ def structure_remask(
         scores += temperatures[:, None] * noise
         counts = jnp.floor(count * shares).astype(jnp.int32)
         # Scores are equal only at temperature 0, where the noise is free to break the ties.
-        hide = jax.vmap(mark_lowest)(scores, counts, noise)
-        return jnp.any(hide, axis=0).at[0].set(False)
+        mask = jax.vmap(mark_lowest)(scores, counts, noise)
+        return jnp.any(mask, axis=0).at[0].set(False)
 
     def remask(step, ids, sampled, logits, key, _):
         distances = distance(sampled)
@@ -318,20 +318,20 @@ def least_distance_draw(
     return draw
 
 
-def hide_start(
+def mask_start(
     tokens: Tokens,
     region: Bool[Array, "S"],
     rate: Float[Array, ""] | float,
     draws: Float[Array, "S"],
 ) -> Tokens:
-    """Hides a random ceil(rate · N) of a region's N image ids: those of the lowest draws."""
+    """Masks a random ceil(rate · N) of a region's N image ids: those of the lowest draws."""
     region = region.at[0].set(False)
     num_tokens = jnp.sum(region)
     # 0.95 · 20 is 19.000002 in float32 and means 19.
     count = jnp.ceil(num_tokens * rate - 1e-3).astype(jnp.int32)
     count = jnp.clip(count, 1, num_tokens)
-    hide = mark_lowest(jnp.where(region, draws, jnp.inf), count, draws)
-    return jnp.where(hide, MASK_ID, tokens)
+    mask = mark_lowest(jnp.where(region, draws, jnp.inf), count, draws)
+    return jnp.where(mask, MASK_ID, tokens)
 
 
 def _rescale(scores: Float[Array, "S"], region: Bool[Array, "S"]) -> Float[Array, "S"]:

@@ -136,8 +136,8 @@ def edit(
     chosen = find_label(label, model.config.class_names)
 
     def sample(rows: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b S S 3"]:
-        squares, hidden, labels = repeat(len(rows), picture.square, picture.hidden, chosen)
-        return remake(model, squares, hidden, labels, settings, seed=seed, indices=rows)
+        squares, masked, labels = repeat(len(rows), picture.square, picture.masked, chosen)
+        return remake(model, squares, masked, labels, settings, seed=seed, indices=rows)
 
     squares = sample_rows(sample, num_samples, batch_size, seed)
     images = np.stack([finish(picture, square) for square in squares])

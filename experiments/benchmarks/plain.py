@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from guidance.classifier_free import other_class_token
 from guidance.masksketch import no_distances
-from guidance.structure import StructureSettings, hide_start, structure_remask, traced
+from guidance.structure import StructureSettings, mask_start, structure_remask, traced
 from maskgit_jax.config import TransformerConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.networks.transformer import LAYER_NORM_EPSILON, Embed, MlmLayer, Mlp, Transformer
@@ -119,7 +119,7 @@ class PlainMaskSketch:
         draws = jax.random.uniform(start_key, tokens.shape)
         other_token = other_class_token(draws[0], tokens[0], Transformer(self.config))
         everywhere = jnp.ones(tokens.shape, bool)
-        ids = hide_start(tokens, everywhere, self.settings.max_mask_rate, draws)
+        ids = mask_start(tokens, everywhere, self.settings.max_mask_rate, draws)
         guide = PlainGuide(self._maps(params, tokens), other_token, jnp.sum(ids == MASK_ID))
         return guide, DecodeState(ids, ids, loop_key, no_distances(ids))
 

@@ -130,7 +130,7 @@ def inpaint(
 ) -> Pictures:
     """The photos with the mask sampled anew."""
     prepared = [prepare(photo, mask, model.config.tokenizer) for photo in photos]
-    masked = np.stack([picture.hidden for picture in prepared])
+    masked = np.stack([picture.masked for picture in prepared])
     squares = np.stack([picture.square for picture in prepared])
     sampled = remake(model, squares, masked, labels, settings, seed=seed, indices=indices)
     return np.stack([finish(*pair) for pair in zip(prepared, sampled, strict=True)])

@@ -51,7 +51,7 @@ def study_reconstruction(
         pictures = model.images_of(model.ids_of(photos))
         return Row(measure(photos, [pictures] * _MASKS), pictures[:_GRID_ROWS])
 
-    names = {ratio: f"{ratio:g} hidden" for ratio in (0.0, *ratios)}
+    names = {ratio: f"{ratio:g} masked" for ratio in (0.0, *ratios)}
     rows = {name: functools.partial(row, ratio) for ratio, name in names.items()}
     study = Study(
         "reconstruction",

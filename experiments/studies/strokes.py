@@ -177,7 +177,7 @@ def sample(
     edits: Edits, strokes: Strokes, way: Way, energy: Float[np.ndarray, "K K"] | None
 ) -> tuple[Pictures, Float[np.ndarray, "n"]]:
     """A row's pictures, blended, and the share of the region's ids that are the guide's."""
-    masked = np.stack([picture.hidden for picture in strokes.pictures])
+    masked = np.stack([picture.masked for picture in strokes.pictures])
 
     def sample_rows(rows):
         samples = follow_strokes(

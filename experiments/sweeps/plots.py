@@ -37,8 +37,8 @@ _NAMES = {
 }
 _AXES = {
     "lambda_s": "$λ_s$, share of structure",
-    "max_mask_rate": "share of ids hidden at the start",
-    "min_mask_rate": "share of ids hidden at the end",
+    "max_mask_rate": "share of ids masked at the start",
+    "min_mask_rate": "share of ids masked at the end",
 }
 
 

@@ -24,14 +24,14 @@ def energy_loss(
 
     Args:
       params: the energy M, under "energy".
-      batch: the frozen transformer's logits where the strokes are hidden; the pictures' tokens;
+      batch: the frozen transformer's logits where the strokes are masked; the pictures' tokens;
         the strokes' ids, -1 outside.
       key: unused.
       confidence: in the strokes, in [0, 1].
     """
     logits, tokens, guide_ids = batch
     logits = logits * reweighting(params["energy"][guide_ids], confidence)
-    return losses.hidden_cross_entropy(logits[:, 1:], tokens[:, 1:], guide_ids[:, 1:] != MASK_ID)
+    return losses.masked_cross_entropy(logits[:, 1:], tokens[:, 1:], guide_ids[:, 1:] != MASK_ID)
 
 
 def iterative_loss(
@@ -43,10 +43,10 @@ def iterative_loss(
     stroke_share: Float[Array, ""] | float,
     **options: Any,
 ) -> tuple[Float[Array, ""], losses.Metrics]:
-    """Masked modelling with guides on the hidden ids (MaskGIT-Edit, iterative form).
+    """Masked modelling with guides on the masked ids (MaskGIT-Edit, iterative form).
 
-    Some rows get a stroke: its place is hidden and its ids are the guides. The others get what
-    the model itself is unsure of, see `own_guides`. Only ids that are still hidden count; the
+    Some rows get a stroke: its place is masked and its ids are the guides. The others get what
+    the model itself is unsure of, see `own_guides`. Only ids that are still masked count; the
     published code also counts those that it has just filled in, whose logits no decoding reads.
 
     Args:
@@ -55,24 +55,24 @@ def iterative_loss(
       batch: the pictures' tokens; the strokes' ids, -1 outside.
       key: draws rows, masks, samples and dropout.
       stroke_share: chance of a row to get its stroke; published: 0.
-      **options: of `losses.hidden_token_loss`.
+      **options: of `losses.token_loss`.
     """
     pictures, stroke_ids = batch
     row_key, mask_key, own_key, dropout_key = jax.random.split(key, 4)
-    hidden_ids = losses.hide_at_random(mask_key, pictures[:, 1:])
+    hidden_ids = losses.mask_at_random(mask_key, pictures[:, 1:])
     tokens, guide_ids = own_guides(
         transformer, params, jnp.concatenate([pictures[:, :1], hidden_ids], axis=1), own_key
     )
     gets_stroke = jax.random.bernoulli(row_key, stroke_share, (len(pictures), 1))
-    tokens = jnp.where(gets_stroke, hide_strokes(pictures, stroke_ids), tokens)
+    tokens = jnp.where(gets_stroke, mask_strokes(pictures, stroke_ids), tokens)
     guide_ids = jnp.where(gets_stroke, stroke_ids, guide_ids)
-    return losses.hidden_token_loss(
+    return losses.token_loss(
         transformer, params, tokens, pictures[:, 1:], dropout_key, guide_ids, **options
     )
 
 
-def hide_strokes(tokens: Int[Array, "b S"], stroke_ids: Int[Array, "b S"]) -> Int[Array, "b S"]:
-    """The tokens with all ids hidden that have a stroke's id, not -1, on them."""
+def mask_strokes(tokens: Int[Array, "b S"], stroke_ids: Int[Array, "b S"]) -> Int[Array, "b S"]:
+    """The tokens with all ids masked that have a stroke's id, not -1, on them."""
     return jnp.where(stroke_ids == MASK_ID, tokens, MASK_ID)
 
 
@@ -90,7 +90,7 @@ def own_guides(
     Args:
       transformer: the model.
       params: its weights, in the form of the files.
-      tokens: class tokens and image ids, -1 where hidden.
+      tokens: class tokens and image ids, -1 where masked.
       key: draws the samples and the choice among them.
       temperature: of that choice; the default is the published one.
 

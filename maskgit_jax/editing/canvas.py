@@ -1,8 +1,8 @@
-"""A picture on its way through an edit: fitted to the model with its mask, put back afterwards.
+"""A picture in an edit: fitted to the model with its mask, put back afterwards.
 
     picture = prepare(image, mask, model.config.tokenizer)
-    hidden = picture.hidden                    # Bool[N]: the ids to be made
-    made = ...                                 # UInt8[S, S, 3]: from picture.square and hidden
+    masked = picture.masked                    # Bool[N]: the ids to be sampled
+    made = ...                                 # UInt8[S, S, 3]: from picture.square and masked
     result = finish(picture, made)             # UInt8[H, W, 3]: as large as `image`
 
 No flags are defined here.
@@ -28,11 +28,11 @@ class EditPicture(NamedTuple):
     """What `prepare` gives.
 
     Attributes:
-      original: the picture as it was given.
-      mask: what is to be made again.
+      original: the whole picture, at its own size.
+      mask: what is to be sampled again.
       square: the whole picture at the model's size; beside one that is not square, its edge
         pixels are repeated.
-      hidden: the ids that are to be made, those that the mask touches.
+      masked: the ids that are to be sampled, those that the mask touches.
       height: rows of the square that the picture fills.
       width: columns of it; the picture is at the top left.
       blend_radius: how far beyond the mask pixels may change: the side of a token.
@@ -41,7 +41,7 @@ class EditPicture(NamedTuple):
     original: UInt8[np.ndarray, "H W 3"]
     mask: Bool[np.ndarray, "H W"]
     square: UInt8[np.ndarray, "S S 3"]
-    hidden: Bool[np.ndarray, "N"]
+    masked: Bool[np.ndarray, "N"]
     height: int
     width: int
     blend_radius: int
@@ -61,7 +61,7 @@ def prepare(
         original=image,
         mask=mask,
         square=np.pad(small, ((0, size - height), (0, size - width), (0, 0)), mode="edge"),
-        hidden=latent_mask(small_mask, latent_size),
+        masked=latent_mask(small_mask, latent_size),
         height=height,
         width=width,
         blend_radius=blend_radius(tokenizer, scale),

@@ -33,7 +33,7 @@ class EditSettings:
 def remake(
     model: Model,
     squares: Squares,
-    hidden: Bool[np.ndarray, "b N"],
+    masked: Bool[np.ndarray, "b N"],
     labels: Int[np.ndarray, "b"],
     settings: EditSettings,
     *,
@@ -41,11 +41,11 @@ def remake(
     indices: Int[np.ndarray, "b"],
     progress: Callable[[int], None] | None = None,
 ) -> Squares:
-    """The pictures with their hidden ids made anew by MaskGIT (section 4.3).
+    """The pictures with their masked ids sampled again by MaskGIT (section 4.3).
 
     The others are the pictures' own: of those, what comes back is the tokenizer's round trip.
     """
-    ids = np.where(hidden, MASK_ID, model.ids_of(squares))
+    ids = np.where(masked, MASK_ID, model.ids_of(squares))
     made = batched.sample(
         model,
         with_class_token(model.config, jnp.asarray(labels), jnp.asarray(ids)),

@@ -1,4 +1,4 @@
-"""Editing: which ids a pixel mask hides, how the result is blended in, how a picture is widened.
+"""Editing: which ids a pixel mask covers, how the result is blended in, how a picture is widened.
 
 MaskGIT (arXiv:2202.04200), section 4.3. In NumPy, on the pictures' side of the model.
 """
@@ -72,7 +72,7 @@ def plan_windows(known: int, new: int, size: int) -> list[int]:
 
     Args:
       known: columns of the picture, from 0 on.
-      new: columns to be made.
+      new: columns to be sampled.
       size: side of the windows, even.
 
     Returns:

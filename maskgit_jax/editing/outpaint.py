@@ -17,7 +17,7 @@ SIDES = ("left", "right", "up", "down")
 """Where a picture can grow."""
 
 MakeWindow = Callable[[Squares, Bool[np.ndarray, "N"]], Squares]
-"""`(squares, hidden) -> squares`: samples the hidden ids of a window, the same for each picture."""
+"""`(squares, masked) -> squares`: samples the masked ids of a window, the same for each picture."""
 
 _INDICES_PER_WINDOW = 100_000
 
@@ -42,8 +42,8 @@ def grow(
     """The pictures, grown to one side after the other; every window has randomness of its own."""
     numbers = itertools.count()
 
-    def make(squares: Squares, hidden: Bool[np.ndarray, "N"]) -> Squares:
-        rows = np.repeat(hidden[None], len(squares), axis=0)
+    def make(squares: Squares, masked: Bool[np.ndarray, "N"]) -> Squares:
+        rows = np.repeat(masked[None], len(squares), axis=0)
         window = next(numbers) * _INDICES_PER_WINDOW
         return remake(model, squares, rows, labels, settings, seed=seed, indices=indices + window)
 
@@ -109,9 +109,9 @@ def extend(
 def _turned(make: MakeWindow, tokenizer: TokenizerConfig) -> MakeWindow:
     """`make` for pictures whose rows and columns are exchanged."""
 
-    def turned(squares, hidden):
+    def turned(squares, masked):
         side = tokenizer.latent_size
-        upright = hidden.reshape(side, side).T.reshape(-1)
+        upright = masked.reshape(side, side).T.reshape(-1)
         return make(squares.swapaxes(1, 2), upright).swapaxes(1, 2)
 
     return turned

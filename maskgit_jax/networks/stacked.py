@@ -88,7 +88,7 @@ def sum_over_layers(
     Args:
       transformer: the model.
       params: its weights, stacked.
-      ids: class token and image ids, -1 where hidden.
+      ids: class token and image ids, -1 where masked.
       attend: `attend(inputs of the layer, query, key, value) -> (mixed, summand)`.
       inputs: a tree with a leading axis of layers.
       num_layers: how many are run.

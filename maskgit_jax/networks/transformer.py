@@ -168,10 +168,10 @@ class MlmLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the ids of all positions from the visible ones.
+    """Predicts the ids of all positions from the unmasked ones.
 
     Ids are int32: a class token (K + label) at position 0, then N image ids in [0, K), the mask
-    id -1 where hidden.
+    id -1 where masked.
     """
 
     config: TransformerConfig
@@ -193,7 +193,7 @@ class Transformer(nn.Module):
         """Logits over the whole vocabulary, in float32; only the first K are image codes.
 
         With `deterministic=False` dropout is on and a 'dropout' key is needed. Where an id is
-        hidden, the embedding of a guide id that is not -1 is added to the mask's (MaskGIT-Edit,
+        masked, the embedding of a guide id that is not -1 is added to the mask's (MaskGIT-Edit,
         iterative form).
         """
         x, words = self.Embed_0(ids, deterministic, guide_ids)

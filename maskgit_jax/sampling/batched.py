@@ -140,7 +140,7 @@ def sample_keys(
 
 @runtime_checkable
 class Sampler(Protocol):
-    """How hidden ids are filled, whoever gives the logits: `MaskGit`, `Halton`, `ReMdm`.
+    """How masked ids are filled, whoever gives the logits: `MaskGit`, `Halton`, `ReMdm`.
 
     A frozen dataclass that is a pytree: its numbers are traced, its names compiled for.
     """
@@ -159,7 +159,7 @@ class Sampler(Protocol):
 
         Args:
           predict: the logits that it starts from.
-          to_fill: the ids hidden at the very start.
+          to_fill: the ids masked at the very start.
           key: for choices that hold in all steps, folded in; the loop itself goes on from it.
           num_steps: T.
         """
@@ -200,11 +200,11 @@ def sample(
     guide: tuple[Any, ...] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Int[Array, "B N"]:
-    """Fills what is hidden, one sample per row.
+    """Fills what is masked, one sample per row.
 
     Args:
       model: the generator.
-      tokens: class token (K + label) and image ids; -1 where an id is to be made. All hidden:
+      tokens: class token (K + label) and image ids; -1 where an id is to be sampled. All masked:
         class-conditional synthesis; some given: editing, inpainting, outpainting.
       num_steps: T; MaskGIT's paper has 8 for 256 px, 12 for 512 px.
       seed: with the index, all that a sample's randomness depends on.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 from maskgit_jax.knobs import check_static, knob
 from maskgit_jax.sampling import schedules
 from maskgit_jax.sampling.loop import MASK_ID, Predict, RandomKey, Remask, mark_lowest
-from maskgit_jax.sampling.maskgit import count_hidden_next
+from maskgit_jax.sampling.maskgit import count_masked_next
 
 _BASES = 2, 3
 _TURN = 2  # folded into a sample's key; the loop's own splits are as folding in 0 and 1
@@ -87,7 +87,7 @@ class Halton:
         side = math.isqrt(len(to_fill) - 1)
         order = halton_order(side, side)
         start = jax.random.randint(jax.random.fold_in(key, _TURN), (), 0, len(order))
-        # The class token comes first and is never hidden.
+        # The class token comes first and is never masked.
         turns = jnp.concatenate([jnp.array([-1]), (np.argsort(order) - start) % len(order)])
 
         def sharpened(ids, step):
@@ -95,10 +95,10 @@ class Halton:
             return predict(ids, step) * (1 + (self.sharpness - 1) * done)
 
         def remask(step, ids, sampled, logits, key):
-            hidden = ids == MASK_ID
-            count = count_hidden_next(self.schedule, step, num_steps, ids, jnp.sum(to_fill))
-            # The last in the order stay hidden.
-            scores = jnp.where(hidden, -turns.astype(jnp.float32), jnp.inf)
-            return mark_lowest(scores, count, jnp.zeros(scores.shape)) & hidden, key
+            masked = ids == MASK_ID
+            count = count_masked_next(self.schedule, step, num_steps, ids, jnp.sum(to_fill))
+            # The last in the order stay masked.
+            scores = jnp.where(masked, -turns.astype(jnp.float32), jnp.inf)
+            return mark_lowest(scores, count, jnp.zeros(scores.shape)) & masked, key
 
         return sharpened, remask

@@ -1,7 +1,7 @@
 """The decode loop, for one sample.
 
 A method is a pair of small functions, seldom three: `predict` gives logits for the ids that are
-shown, `remask` says which positions are hidden next, and `draw`, where it is not `draw_each`, draws
+shown, `remask` says which positions are masked next, and `draw`, where it is not `draw_each`, draws
 the ids. The loop knows nothing else, and its callers `vmap` it over samples.
 """
 
@@ -18,7 +18,7 @@ from maskgit_jax.knobs import knob
 from maskgit_jax.networks.transformer import MASK_ID
 
 Tokens = Int[Array, "S"]
-"""A class token and N image ids; `MASK_ID` where hidden."""
+"""A class token and N image ids; `MASK_ID` where masked."""
 Logits = Float[Array, "S K"]
 """Over the image codes alone, at every position; position 0 is ignored."""
 RandomKey = Key[Array, ""] | UInt32[Array, "2"]
@@ -27,22 +27,22 @@ Step = Int[Array, ""]
 Predict = Callable[[Tokens, Step], Logits]
 """`(ids, step) -> logits`."""
 Remask = Callable[..., tuple[Any, ...]]
-"""`(step, ids, sampled, logits, key, *memory) -> (hide, key, *memory)`, `hide` a Bool[Array, "S"].
+"""`(step, ids, sampled, logits, key, *memory) -> (mask, key, *memory)`, `mask` a Bool[Array, "S"].
 
 The key and the memory returned serve the next step; most methods have no memory.
 """
 
 
 Draw = Callable[[Tokens, Logits, RandomKey], Tokens]
-"""`(ids, logits, key) -> drawn`; what is drawn where an id is visible is not used."""
+"""`(ids, logits, key) -> drawn`; what is drawn where an id is unmasked is not used."""
 
 
 class DecodeState(NamedTuple):
-    """One sample on its way.
+    """State of one sample between steps.
 
     Attributes:
-      ids: what the next step is shown.
-      sampled: the newest sample, with nothing hidden; the result after the last step.
+      ids: what the next step sees.
+      sampled: the newest sample, with nothing masked; the result after the last step.
       key: the sample's randomness.
       memory: what else `remask` is given at the next step.
     """
@@ -103,8 +103,8 @@ def decode(
     """Runs the steps first_step .. last_step - 1 for one sample (MaskGIT, section 3.2).
 
     The bounds are traced: one compilation serves any number of steps, whole runs or pieces of
-    one. Only positions that are hidden are sampled; a visible id changes only after `remask` has
-    hidden it.
+    one. Only positions that are masked are sampled; an unmasked id changes only after `remask` has
+    masked it.
     """
 
     def body(step: Step, state: DecodeState) -> DecodeState:
@@ -112,8 +112,8 @@ def decode(
         key, sample_key = jax.random.split(state.key)
         drawn = draw(state.ids, logits, sample_key)
         sampled = jnp.where(state.ids == MASK_ID, drawn, state.ids)
-        hide, key, *memory = remask(step, state.ids, sampled, logits, key, *state.memory)
-        return DecodeState(jnp.where(hide, MASK_ID, sampled), sampled, key, tuple(memory))
+        mask, key, *memory = remask(step, state.ids, sampled, logits, key, *state.memory)
+        return DecodeState(jnp.where(mask, MASK_ID, sampled), sampled, key, tuple(memory))
 
     return jax.lax.fori_loop(first_step, last_step, body, state)
 
@@ -123,7 +123,7 @@ def sample_key(seed: int | UInt32[Array, ""], index: Int[Array, ""] | int) -> Ke
     return jax.random.fold_in(seed_key(seed), index)
 
 
-def hide_lowest(
+def mask_lowest(
     scores: Float[Array, "S"], count: Int[Array, ""], key: RandomKey
 ) -> Bool[Array, "S"]:
     """Marks the `count` lowest scores; equal scores are taken in random order."""
@@ -133,7 +133,7 @@ def hide_lowest(
 def mark_lowest(
     scores: Float[Array, "S"], count: Int[Array, ""], draws: Float[Array, "S"]
 ) -> Bool[Array, "S"]:
-    """As `hide_lowest`; of equal scores, those with the lowest `draws` come first."""
+    """As `mask_lowest`; of equal scores, those with the lowest `draws` come first."""
     # By ranks: where the compiler computes scores twice, a comparison with the score at the border
     # may meet one that is rounded otherwise.
     return jnp.argsort(jnp.lexsort((draws, scores))) < count

@@ -11,7 +11,7 @@ from maskgit_jax.knobs import check_static, knob
 from maskgit_jax.networks.stacked import code_logits
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling import schedules
-from maskgit_jax.sampling.loop import MASK_ID, Predict, RandomKey, Remask, Step, Tokens, hide_lowest
+from maskgit_jax.sampling.loop import MASK_ID, Predict, RandomKey, Remask, Step, Tokens, mask_lowest
 
 
 def maskgit_predict(transformer: Transformer, params: Any) -> Predict:
@@ -19,30 +19,30 @@ def maskgit_predict(transformer: Transformer, params: Any) -> Predict:
     return lambda ids, step: code_logits(transformer, params, ids)
 
 
-def count_hidden_next(
+def count_masked_next(
     schedule: str,
     step: Step,
     num_steps: Int[Array, ""] | int,
     ids: Tokens,
-    num_hidden: Int[Array, ""],
+    num_masked: Int[Array, ""],
 ) -> Int[Array, ""]:
-    """How many ids are hidden after a step: γ((t+1)/T) · N₀, at least one and fewer than now."""
-    share = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_hidden)
-    count = jnp.floor(num_hidden * share).astype(jnp.int32)
+    """How many ids are masked after a step: γ((t+1)/T) · N₀, at least one and fewer than now."""
+    share = schedules.mask_ratio(schedule, (step + 1.0) / num_steps, num_masked)
+    count = jnp.floor(num_masked * share).astype(jnp.int32)
     return jnp.clip(count, 1, jnp.maximum(jnp.sum(ids == MASK_ID) - 1, 1))
 
 
 def maskgit_remask(
-    num_hidden: Int[Array, ""],
+    num_masked: Int[Array, ""],
     *,
     num_steps: Int[Array, ""] | int,
     temperature: Float[Array, ""] | float = 4.5,
     schedule: str = "cosine",
 ) -> Remask:
-    """Hides the ids that the model is least sure of (MaskGIT, section 3.2, step 4).
+    """Masks the ids that the model is least sure of (MaskGIT, section 3.2, step 4).
 
     Args:
-      num_hidden: number of ids hidden at the very start, N₀; next are hidden γ((t+1)/T)·N₀,
+      num_masked: number of ids masked at the very start, N₀; next are masked γ((t+1)/T)·N₀,
         at least one and fewer than now.
       num_steps: T.
       temperature: of the Gumbel noise on the log-confidence; falls linearly to 0.
@@ -50,17 +50,17 @@ def maskgit_remask(
     """
 
     def remask(step, ids, sampled, logits, key):
-        hidden = ids == MASK_ID
-        count = count_hidden_next(schedule, step, num_steps, ids, num_hidden)
+        masked = ids == MASK_ID
+        count = count_masked_next(schedule, step, num_steps, ids, num_masked)
         log_probabilities = jax.nn.log_softmax(logits)
         confidence = jnp.take_along_axis(log_probabilities, sampled[:, None], axis=-1)[:, 0]
         key, choice_key = jax.random.split(key)
         noise = jax.random.gumbel(choice_key, confidence.shape)
         confidence = confidence + temperature * (1 - (step + 1.0) / num_steps) * noise
-        # Ids that were visible are never hidden again.
-        confidence = jnp.where(hidden, confidence, jnp.inf)
-        hide = hide_lowest(confidence, count, jax.random.fold_in(choice_key, 1))
-        return hide & hidden, key
+        # Ids that were unmasked are never masked again.
+        confidence = jnp.where(masked, confidence, jnp.inf)
+        mask = mask_lowest(confidence, count, jax.random.fold_in(choice_key, 1))
+        return mask & masked, key
 
     return remask
 

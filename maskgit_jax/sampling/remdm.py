@@ -163,7 +163,7 @@ class ReMdm:
         self,
         ids: Tokens,
         sampled: Tokens,
-        hide: Bool[Array, "S"],
+        mask: Bool[Array, "S"],
         to_fill: Bool[Array, "S"],
         logits: Logits,
         doubts: Float[Array, "S"],
@@ -178,7 +178,7 @@ class ReMdm:
         Args:
           ids: what the step was shown.
           sampled: nothing masked.
-          hide: where ids are masked after the step.
+          mask: where ids are masked after the step.
           to_fill: the ids masked at the very start.
           logits: what was sampled from.
           doubts: of the step before.
@@ -187,9 +187,9 @@ class ReMdm:
             new, renew = -jax.nn.log_softmax(logits), to_fill
         else:
             new, renew = -jax.nn.softmax(logits), ids == MASK_ID
-            doubts = jnp.where(hide, -jnp.inf, doubts)
+            doubts = jnp.where(mask, -jnp.inf, doubts)
         new = jnp.take_along_axis(new, sampled[:, None], axis=-1)[:, 0]
-        return jnp.where(renew & ~hide, new, doubts)
+        return jnp.where(renew & ~mask, new, doubts)
 
     def __call__(
         self,
@@ -203,7 +203,7 @@ class ReMdm:
         def remask(step, ids, sampled, logits, key, doubts):
             probability = self.mask_probability(step, num_steps, ids, to_fill, doubts)
             key, choice_key = jax.random.split(key)
-            hide = jax.random.uniform(choice_key, ids.shape) < probability
-            return hide, key, self.remember(ids, sampled, hide, to_fill, logits, doubts)
+            mask = jax.random.uniform(choice_key, ids.shape) < probability
+            return mask, key, self.remember(ids, sampled, mask, to_fill, logits, doubts)
 
         return predict, remask

@@ -1,4 +1,4 @@
-"""Mask schedules γ: which share of the ids is hidden after a share of the steps.
+"""Mask schedules γ: which share of the ids is masked after a share of the steps.
 
 MaskGIT (arXiv:2202.04200), section 3.4 and appendix A; "arccos" is that of the Halton scheduler
 (arXiv:2503.17076); "cosine_alpha" what ReMDM's image code (arXiv:2503.00307) calls cosine: there
@@ -37,14 +37,14 @@ def schedule_knob(default: str) -> Any:
 def mask_ratio(
     name: str,
     ratio: Float[Array, "*b"] | float,
-    num_hidden: Int[Array, ""] | int,
+    num_masked: Int[Array, ""] | int,
 ) -> Float[Array, "*b"]:
-    """γ(ratio): the share of ids to hide, in [1e-6, 1], falling in `ratio`.
+    """γ(ratio): the share of ids to mask, in [1e-6, 1], falling in `ratio`.
 
     Args:
       name: one of `SCHEDULE_NAMES`.
       ratio: share of the steps done, t / T in [0, 1]; in training drawn uniformly.
-      num_hidden: number of ids hidden at the start; the logarithmic and exponential schedules
+      num_masked: number of ids masked at the start; the logarithmic and exponential schedules
         end at one of them.
 
     Raises:
@@ -54,5 +54,5 @@ def mask_ratio(
         raise InputError(f"schedule={name}: expected one of {', '.join(SCHEDULE_NAMES)}")
     ratio = jnp.asarray(ratio, jnp.float32)
     # Two schedules divide by, or end at, the logarithm of the count.
-    count = jnp.maximum(jnp.asarray(num_hidden, jnp.float32), 2)
+    count = jnp.maximum(jnp.asarray(num_masked, jnp.float32), 2)
     return jnp.clip(_SCHEDULES[name](ratio, count), 1e-6, 1.0)

@@ -180,10 +180,10 @@ def psnr(error: Float[Array, "..."]) -> Float[Array, ""]:
     return -10 * jnp.log10(jnp.mean(error**2))
 
 
-def hide_at_random(
+def mask_at_random(
     key: Key[Array, ""], ids: Int[Array, "b N"], schedule: str = "cosine"
 ) -> Int[Array, "b N"]:
-    """Hides a random share γ(r), r ~ U[0, 1), of each row's ids: at least one (section 3.1)."""
+    """Masks a random share γ(r), r ~ U[0, 1), of each row's ids: at least one (section 3.1)."""
     ratio_key, order_key = jax.random.split(key)
     batch, length = ids.shape
     share = schedules.mask_ratio(schedule, jax.random.uniform(ratio_key, (batch, 1)), length)
@@ -198,23 +198,23 @@ def masked_token_loss(
     key: Key[Array, ""],
     **options: Any,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Masked visual token modelling: cross-entropy of the hidden ids (equation 1).
+    """Masked visual token modelling: cross-entropy of the masked ids (equation 1).
 
     Args:
       transformer: the model.
       params: its weights.
       batch: image ids in [0, K) and classes in [0, num_classes).
       key: draws the masks and the dropout.
-      **options: of `hidden_token_loss`.
+      **options: of `token_loss`.
     """
     ids, labels = batch
     mask_key, dropout_key = jax.random.split(key)
     class_tokens = labels[:, None] + transformer.config.codebook_size
-    tokens = jnp.concatenate([class_tokens, hide_at_random(mask_key, ids)], axis=1)
-    return hidden_token_loss(transformer, params, tokens, ids, dropout_key, **options)
+    tokens = jnp.concatenate([class_tokens, mask_at_random(mask_key, ids)], axis=1)
+    return token_loss(transformer, params, tokens, ids, dropout_key, **options)
 
 
-def hidden_token_loss(
+def token_loss(
     transformer: Transformer,
     params: Params,
     tokens: Int[Array, "b S"],
@@ -231,7 +231,7 @@ def hidden_token_loss(
     Args:
       transformer: the model.
       params: its weights.
-      tokens: what it sees: class tokens and image ids, -1 where hidden.
+      tokens: what it sees: class tokens and image ids, -1 where masked.
       ids: the true image ids, in [0, K).
       dropout_key: draws the dropout.
       guide_ids: as in `Transformer`.
@@ -246,22 +246,22 @@ def hidden_token_loss(
         guide_ids,
         rngs={"dropout": dropout_key},
     )[:, 1:, : transformer.config.codebook_size]
-    return hidden_cross_entropy(logits, ids, tokens[:, 1:] == -1, label_smoothing)
+    return masked_cross_entropy(logits, ids, tokens[:, 1:] == -1, label_smoothing)
 
 
-def hidden_cross_entropy(
+def masked_cross_entropy(
     logits: Float[Array, "b N K"],
     ids: Int[Array, "b N"],
-    hidden: Bool[Array, "b N"],
+    masked: Bool[Array, "b N"],
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean cross-entropy of the ids where `hidden`, in float32; how many are the likeliest."""
+    """Mean cross-entropy of the ids where `masked`, in float32; how many are the likeliest."""
     logits = logits.astype(jnp.float32)
     targets = optax.smooth_labels(jax.nn.one_hot(ids, logits.shape[-1]), label_smoothing)
     loss = optax.losses.softmax_cross_entropy(logits, targets)
-    loss = jnp.mean(loss, where=hidden)
-    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == ids, where=hidden)
-    weight = jnp.sum(hidden).astype(jnp.float32)
+    loss = jnp.mean(loss, where=masked)
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == ids, where=masked)
+    weight = jnp.sum(masked).astype(jnp.float32)
     return loss, {"loss": loss, "accuracy": accuracy, "weight": weight}
 
 

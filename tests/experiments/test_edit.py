@@ -31,7 +31,7 @@ def test_pixels_beyond_the_blend_come_back_bit_by_bit(tiny, height, width):
     image = noise(0, height, width)
     mask = box_mask(height // 3, width // 3, height // 4, width // 4, height, width)
     picture = prepare(image, mask, tiny.config.tokenizer)
-    assert picture.square.shape == (8, 8, 3) and picture.hidden.shape == (16,)
+    assert picture.square.shape == (8, 8, 3) and picture.masked.shape == (16,)
     radius = round(2 * max(height, width) / 8)
     assert picture.blend_radius == radius
     result = finish(picture, np.zeros((8, 8, 3), np.uint8))

@@ -83,7 +83,7 @@ def own_guides(tiny):
 
 @pytest.mark.slow
 def test_own_guides_are_what_the_model_is_less_sure_of(stroked, apply, own_guides):
-    hidden = stroke_training.hide_strokes(*stroked)
+    hidden = stroke_training.mask_strokes(*stroked)
     # Without noise in the choice, sure and unsure samples are apart.
     shown, guide_ids = map(np.asarray, own_guides(hidden, jax.random.key(1), 0.0))
     was_hidden, is_hidden = np.asarray(hidden) == -1, shown == -1
@@ -115,9 +115,9 @@ def test_iterative_loss_counts_what_is_hidden_and_guided(tiny, stroked, apply, o
         )
     )
     _, mask_key, own_key, _ = jax.random.split(key, 4)
-    hidden_ids = losses.hide_at_random(mask_key, tokens[:, 1:])
+    hidden_ids = losses.mask_at_random(mask_key, tokens[:, 1:])
     hidden = jnp.concatenate([tokens[:, :1], hidden_ids], axis=1)
-    strokes = stroke_training.hide_strokes(*stroked), stroke_ids
+    strokes = stroke_training.mask_strokes(*stroked), stroke_ids
     for share, shown in ((0.0, own_guides(hidden, own_key, 4.5)), (1.0, strokes)):
         at = np.asarray(shown[0]) == -1
         found, ids = np.asarray(apply(*shown))[at], np.asarray(tokens)[at]

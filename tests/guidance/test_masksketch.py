@@ -145,7 +145,7 @@ def test_the_sketch_itself_has_distance_zero(tiny):
     used_layers = jnp.ones(3, bool)
     distance = structure_distance(*modules, tokens, guide.target, used_layers)
     np.testing.assert_allclose(distance, 0, atol=1e-6)
-    assert int(guide.num_hidden) == int(jnp.sum(state.ids == -1)) == 16
+    assert int(guide.num_masked) == int(jnp.sum(state.ids == -1)) == 16
     np.testing.assert_array_equal(guide.token_weights, [1, *[1, 0.25] * 8])
 
 

@@ -176,7 +176,7 @@ def test_the_two_masks_do_not_share_their_noise(remask_once):
 )
 def test_start_hides_the_asked_share(rate, count):
     draws = np.random.default_rng(0).random(17).astype(np.float32)
-    start = structure.hide_start(SKETCH, jnp.ones(17, bool), rate, jnp.asarray(draws))
+    start = structure.mask_start(SKETCH, jnp.ones(17, bool), rate, jnp.asarray(draws))
     hidden = 1 + np.argsort(draws[1:])[:count]
     expected = np.array(SKETCH)
     expected[hidden] = MASK_ID
@@ -185,7 +185,7 @@ def test_start_hides_the_asked_share(rate, count):
 
 def test_start_hides_a_share_of_the_region():
     draws = jnp.linspace(1, 0, 17)
-    start = structure.hide_start(SKETCH, jnp.arange(17) < 9, 0.5, draws)
+    start = structure.mask_start(SKETCH, jnp.arange(17) < 9, 0.5, draws)
     np.testing.assert_array_equal(np.flatnonzero(start == MASK_ID), [5, 6, 7, 8])
     np.testing.assert_array_equal(start[9:], SKETCH[9:])
 

@@ -38,7 +38,7 @@ def fill_folder(folder: Path) -> None:
     (folder / "green" / "text.png").write_text("no picture")
     (folder / "red" / "page.webp").write_text("<html>")
     (folder / "red" / "notes.txt").write_text("not looked at")
-    (folder / ".hidden").mkdir()
+    (folder / ".masked").mkdir()
 
 
 @pytest.fixture(scope="module")

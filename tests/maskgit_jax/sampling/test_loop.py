@@ -31,7 +31,7 @@ def run(tokens, first, last, num_steps, seed=0, **kwargs):
     return states
 
 
-hide_lowest = jax.jit(loop.hide_lowest)
+mask_lowest = jax.jit(loop.mask_lowest)
 
 
 # Few lengths: each is compiled.
@@ -44,7 +44,7 @@ hide_lowest = jax.jit(loop.hide_lowest)
 @settings(max_examples=30, deadline=None)
 def test_hide_lowest_takes_exactly_the_lowest(scores, count):
     count = min(count, len(scores))
-    hide = hide_lowest(np.float32(scores), count, jax.random.key(len(scores)))
+    hide = mask_lowest(np.float32(scores), count, jax.random.key(len(scores)))
     hidden, kept = np.asarray(scores)[hide], np.asarray(scores)[~np.asarray(hide)]
     assert len(hidden) == count
     if len(hidden) and len(kept):
@@ -53,7 +53,7 @@ def test_hide_lowest_takes_exactly_the_lowest(scores, count):
 
 def test_equal_scores_are_hidden_at_random():
     keys = jax.random.split(jax.random.key(0), 2000)
-    hide = jax.vmap(hide_lowest, in_axes=(None, None, 0))(np.zeros(10, np.float32), 3, keys)
+    hide = jax.vmap(mask_lowest, in_axes=(None, None, 0))(np.zeros(10, np.float32), 3, keys)
     # Standard error of each share: sqrt(.3 * .7 / 2000) = 0.010.
     np.testing.assert_allclose(np.mean(hide, axis=0), 0.3, atol=0.045)
 

@@ -13,7 +13,7 @@ from tests.conftest import released
 
 def test_masks_follow_the_cosine_of_a_uniform_draw():
     ids = jnp.zeros((4000, 100), jnp.int32)
-    ids = np.asarray(jax.jit(losses.hide_at_random)(jax.random.key(0), ids))
+    ids = np.asarray(jax.jit(losses.mask_at_random)(jax.random.key(0), ids))
     hidden = np.sum(ids == -1, axis=1)
     assert hidden.min() >= 1
     # E cos(πr/2) = 2/π; its standard deviation 0.31 / √4000 = 0.005.
@@ -32,7 +32,7 @@ def test_masked_loss_is_the_smoothed_cross_entropy_of_hidden_ids(shallow):
         loss = losses.masked_token_loss(
             shallow.transformer, params, (ids, labels), key, deterministic=True
         )
-        hidden_ids = losses.hide_at_random(jax.random.split(key)[0], ids)
+        hidden_ids = losses.mask_at_random(jax.random.split(key)[0], ids)
         tokens = jnp.concatenate([24 + labels[:, None], hidden_ids], axis=1)
         return loss, hidden_ids, shallow.transformer.apply({"params": params}, tokens)
 
