@@ -13,63 +13,69 @@ what `--model=FOLDER` takes. docs/imagenet.md says where weights come from.
 With --compare_with, the status is 1 where two copies differ.
 """
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from experiments.app import cli
 from maskgit_jax.checkpoints import conversion, download
 from maskgit_jax.checkpoints.layouts import KINDS
 from maskgit_jax.config import ModelConfig, read_config
 from maskgit_jax.errors import InputError
+from maskgit_jax.knobs import knob
 from maskgit_jax.model import model_config
 
-_SOURCE = flags.DEFINE_list("source", None, "Files with the weights, or folders of such files.")
-_CONFIG = flags.DEFINE_string(
-    "config", None, "imagenet256, imagenet512, or the config.json that belongs to the weights."
-)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "New folder for the model.")
-_FORMAT = flags.DEFINE_enum(
-    "format",
-    "msgpack",
-    list(conversion.FORMATS),
-    "msgpack: the released checkpoints' files; safetensors: one model.safetensors.",
-)
-_COMPARE_WITH = flags.DEFINE_list(
-    "compare_with", None, "Other files or folders: do they hold the same numbers, bit for bit?"
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is converted or compared."""
+
+    source: tuple | None = knob(
+        None, "Files with the weights, or folders of such files.", kind=tuple
+    )
+    config: str | None = knob(
+        None, "imagenet256, imagenet512, or the config.json that belongs to the weights.", kind=Path
+    )
+    output_dir: str | None = knob(None, "New folder for the model.", kind=Path)
+    format: str = knob(
+        "msgpack",
+        "msgpack: the released checkpoints' files; safetensors: one model.safetensors.",
+        choices=tuple(conversion.FORMATS),
+    )
+    compare_with: tuple | None = knob(
+        None, "Other files or folders: do they hold the same numbers, bit for bit?", kind=tuple
+    )
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Compares, then converts."""
-    if not _SOURCE.value:
+    if not flags.source:
         raise InputError("--source is missing: name the files or the folder with the weights")
-    if _CONFIG.value is None:
+    if flags.config is None:
         raise InputError(
             f"--config is missing: {', '.join(download.MODELS)}, or the path of a config.json"
         )
-    if not _OUTPUT_DIR.value and not _COMPARE_WITH.value:
+    if not flags.output_dir and not flags.compare_with:
         raise InputError("--output_dir is missing: name a new folder for the model")
-    config = _read_config(_CONFIG.value)
+    name = flags.config
+    config = model_config(name) if name in download.MODELS else read_config(Path(name))
     # To compare, the halves that both sides have are enough.
-    kinds = KINDS if _OUTPUT_DIR.value else ()
-    weights = conversion.find_weights(_SOURCE.value, config, kinds)
-    if _COMPARE_WITH.value and not _compare(weights, config):
+    kinds = KINDS if flags.output_dir else ()
+    weights = conversion.find_weights(flags.source, config, kinds)
+    if flags.compare_with and not _compare(weights, flags.compare_with, config):
         sys.exit(1)
-    if _OUTPUT_DIR.value:
-        _convert(weights, config, Path(_OUTPUT_DIR.value).expanduser())
+    if flags.output_dir:
+        _convert(weights, config, Path(flags.output_dir), flags.format)
 
 
-def _read_config(name: str) -> ModelConfig:
-    return model_config(name) if name in download.MODELS else read_config(Path(name).expanduser())
-
-
-def _compare(weights: dict[str, conversion.Weights], config: ModelConfig) -> bool:
+def _compare(
+    weights: dict[str, conversion.Weights], sources: tuple[str, ...], config: ModelConfig
+) -> bool:
     """Prints how two copies of a model compare; whether all numbers are the same."""
-    others = conversion.find_weights(_COMPARE_WITH.value, config, ())
+    others = conversion.find_weights(sources, config, ())
     if not weights.keys() & others.keys():
         raise InputError(
             f"--source has the {' and '.join(weights)}, --compare_with the {' and '.join(others)}: "
@@ -94,11 +100,13 @@ def _compare(weights: dict[str, conversion.Weights], config: ModelConfig) -> boo
     return same
 
 
-def _convert(weights: dict[str, conversion.Weights], config: ModelConfig, folder: Path) -> None:
+def _convert(
+    weights: dict[str, conversion.Weights], config: ModelConfig, folder: Path, file_format: str
+) -> None:
     start = time.perf_counter()
     conversion.check_new_folder(folder)  # before anything large is read
     params = {kind: conversion.read_weights(one, config) for kind, one in weights.items()}
-    conversion.write_model(folder, config, params, _FORMAT.value)
+    conversion.write_model(folder, config, params, file_format)
     numbers = sum(array.size for array in jax.tree.leaves(params))
     seconds = time.perf_counter() - start
     print(f"{numbers / 1e6:.1f} M parameters converted in {seconds:.1f} s")
@@ -106,4 +114,4 @@ def _convert(weights: dict[str, conversion.Weights], config: ModelConfig, folder
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, Flags)

@@ -4,6 +4,7 @@ Both are a `Dataset`: the batch of a training step is a function of seed and ste
 killed run goes on with the same data; held-out pictures are fixed and never trained on.
 """
 
+import dataclasses
 import hashlib
 import io
 import sys
@@ -56,30 +57,22 @@ class Dataset(Protocol):
         """All pictures held out."""
 
 
+@dataclasses.dataclass(frozen=True)
 class ArrayDataset:
-    """Rows in memory, drawn with replacement."""
+    """Rows in memory, sampled with replacement."""
 
-    def __init__(
-        self,
-        train: Batch,
-        held_out: Batch,
-        class_names: tuple[str, ...],
-        *,
-        seed: int,
-        batch_size: int,
-    ):
-        self.train = train
-        self.class_names = class_names
-        self._held_out = held_out
-        self._draw = seed, batch_size
+    train: Batch
+    validation: Batch
+    class_names: tuple[str, ...]
+    seed: int
+    batch_size: int
 
     def batch(self, step: int) -> Batch:
-        seed, batch_size = self._draw
-        rows = batch_indices(seed, step, batch_size, len(self.train[1]))
+        rows = batch_indices(self.seed, step, self.batch_size, len(self.train[1]))
         return tuple(array[rows] for array in self.train)
 
     def held_out(self) -> Batch:
-        return self._held_out
+        return self.validation
 
 
 def batches_of(rows: tuple[np.ndarray, ...], batch_size: int) -> list[tuple[np.ndarray, ...]]:
@@ -97,19 +90,12 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Int
 
 
 def draw_pictures(
-    seed: int, num_images: int, size: int
-) -> tuple[UInt8[np.ndarray, "n size size 3"], Int[np.ndarray, "n"]]:
-    """The first pictures of a seed of the demo world, and their labels.
+    seed: int, num_images: int, size: int, encode: Encode = lambda pictures: pictures
+) -> Batch:
+    """The first pictures of a seed of the demo world, or what stands for them, and their labels.
 
-    Photos only: masks and sketches are never trained on.
-    """
-    return _draw(seed, num_images, size, lambda pictures: pictures)
-
-
-def _draw(seed: int, num_images: int, size: int, encode: Encode) -> Batch:
-    """What `encode` makes of the first pictures of a seed, and their labels.
-
-    A part at a time is drawn and encoded: the pictures of a long training fill gigabytes.
+    Photos only: masks and sketches are never trained on. A part at a time is drawn and encoded:
+    the pictures of a long training fill gigabytes.
     """
     rows: np.ndarray | None = None
     labels = np.empty(num_images, np.int32)
@@ -154,19 +140,21 @@ def demo_world(
       encoder: tells `encode` from others in that file.
     """
     counts = {TRAIN_SEED: num_images, VALIDATION_SEED: num_held_out}
-
-    def make() -> list[Batch]:
-        return [_draw(one, count, size, encode) for one, count in counts.items()]
-
-    if kept is None:
-        train, held_out = make()
-    else:
+    record, batches = "", None
+    if kept is not None:
         # Other pictures, from a world that has changed since, are told by a few of them.
         few = [draw_pictures(one, min(count, 4), size)[0] for one, count in counts.items()]
         digest = hashlib.sha256(b"".join(pictures.tobytes() for pictures in few)).hexdigest()
         record = f"{digest} {size} {num_images} {num_held_out} {encoder}"
-        train, held_out = _read_kept(kept, record) or _keep(kept, record, make())
-    return ArrayDataset(train, held_out, world.CLASS_NAMES, seed=seed, batch_size=batch_size)
+        batches = _read_kept(kept, record)
+    if batches is None:
+        batches = [draw_pictures(one, count, size, encode) for one, count in counts.items()]
+        if kept is not None:
+            _keep(kept, record, batches)
+    return ArrayDataset(*batches, world.CLASS_NAMES, seed=seed, batch_size=batch_size)
+
+
+_KEPT = ("train_rows", "train_labels", "held_out_rows", "held_out_labels")
 
 
 def _read_kept(path: Path, record: str) -> list[Batch] | None:
@@ -176,22 +164,18 @@ def _read_kept(path: Path, record: str) -> list[Batch] | None:
         with path.open("rb") as file, np.load(file) as arrays:
             if str(arrays["record"]) != record:
                 return None
-            return [
-                (arrays[f"{name}_rows"], arrays[f"{name}_labels"]) for name in ("train", "held_out")
-            ]
+            found = [arrays[name] for name in _KEPT]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+    return [(found[0], found[1]), (found[2], found[3])]
 
 
-def _keep(path: Path, record: str, batches: list[Batch]) -> list[Batch]:
-    arrays = {"record": np.array(record)}
-    for name, (rows, labels) in zip(("train", "held_out"), batches, strict=True):
-        arrays |= {f"{name}_rows": rows, f"{name}_labels": labels}
+def _keep(path: Path, record: str, batches: list[Batch]) -> None:
     data = io.BytesIO()
-    np.savez(data, **arrays)
+    arrays = [array for batch in batches for array in batch]
+    np.savez(data, record=np.array(record), **dict(zip(_KEPT, arrays, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data.getvalue())
-    return batches
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

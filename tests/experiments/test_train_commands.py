@@ -215,7 +215,7 @@ def test_bad_input_ends_with_one_line_and_status_2(place, start):
     (existing / "config.json").write_text(json.dumps(TINY))
     folder = f"--model_dir={place / 'new'}"
     cases = {
-        "flag --ema_decay=2": (TOKENIZER, folder, "--ema_decay=2"),
+        "--ema_decay=2: expected a number from 0 to 1": (TOKENIZER, folder, "--ema_decay=2"),
         "has no sub-folders": (TOKENIZER, folder, f"--data={existing}"),
         "no model 'nothing'": (TRANSFORMER, folder, "--init_from=nothing"),
         "a model folder needs a config.json": (TRANSFORMER, folder),

@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from experiments.training import loop
 from maskgit_jax.errors import InputError
 from maskgit_jax.training import train_state
+from tests.commands import ROOT
 
 OPTIMIZER = optax.adam(0.1)
 
