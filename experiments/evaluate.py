@@ -29,6 +29,7 @@ of the folder, of the same class or of any other.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.app import cli
@@ -55,7 +56,7 @@ class Flags(StudyFlags, GuidanceFlags):
     condition: str = knob(
         "sketch", "The drawing of a scene that guides.", choices=("sketch", "scribble", "edges")
     )
-    lambda_s_curve: tuple[float, ...] = knob(
+    lambda_s_curve: Sequence[float] = knob(
         (), "More rows, one for each λ_s: 0,0.5,1.", kind=float, low=0.0, high=1.0
     )
     drawings: str | None = knob(None, "Folder of people's drawings, in place of scenes.", kind=Path)

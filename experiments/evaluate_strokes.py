@@ -20,6 +20,7 @@ experiments.tune_iterative, add their rows.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.app import cli
@@ -41,10 +42,10 @@ class Flags(StudyFlags, EditStudyFlags):
 
     SEVERAL = ("confidences", "other_confidences")
 
-    confidences: tuple[float, ...] = knob(
+    confidences: Sequence[float] = knob(
         tuple(c / 10 for c in range(11)), "Of tilt; 0 is the baseline.", **_SHARES
     )
-    other_confidences: tuple[float, ...] = knob(
+    other_confidences: Sequence[float] = knob(
         (0.5, 0.6, 0.7, 0.8, 0.9, 1.0), "Of the published methods.", **_SHARES
     )
     energy: str | None = knob(None, "For rows of learned: energy.npy of tune_energy.", kind=Path)

@@ -16,6 +16,7 @@ or in a sub-folder for each class.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.app import cli
@@ -37,7 +38,7 @@ class Flags(StudyFlags, EditStudyFlags):
     SEVERAL = ("ratios",)
 
     images: str | None = knob(None, "Folder of pictures, in place of the demo world's.", kind=Path)
-    ratios: tuple[float, ...] = knob(
+    ratios: Sequence[float] = knob(
         (0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0),
         "Shares of the ids to mask, above 0.",
         kind=float,

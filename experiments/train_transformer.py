@@ -25,7 +25,7 @@ from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.config import ModelConfig, read_config, write_config
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, to_uint8
+from maskgit_jax.images import make_grid
 from maskgit_jax.keys import seed_key
 from maskgit_jax.networks.stacked import stack_layers, unstack_layers
 from maskgit_jax.networks.transformer import Transformer
@@ -145,7 +145,7 @@ def _samples(base: model.Model) -> Callable[[losses.Params], UInt8[np.ndarray, "
         # Decoded by `base`: a new model would compile anew.
         trained = dataclasses.replace(base, transformer_params=stack_layers(params))
         ids = batched.sample(trained, tokens, num_steps=_SAMPLING_STEPS, seed=0, indices=indices)
-        return make_grid(list(to_uint8(np.asarray(base.decode(ids)))), gap=2)
+        return make_grid(list(base.images_of(ids)), gap=2)
 
     return draw
 

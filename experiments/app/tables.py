@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-Figure = tuple[float, float] | float
+Figure = tuple[float, float] | float | int
 """A value and its standard error, or a number that has none."""
 Figures = dict[str, Figure | None]
 """By name; None for a figure that a row does not have."""

@@ -19,7 +19,7 @@ Light = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class Part:
     """A closed polygon with its colour, and light on the same coordinates."""
 
-    name: str  # one of world_objects.PART_NAMES
+    name: str  # one of objects.PART_NAMES
     points: Points
     colour: Colour
     light: Light

@@ -196,7 +196,7 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
     def sample(tokens, indices):
         return batched.sample(
             model,
-            tokens,
+            jnp.asarray(tokens),
             num_steps=num_steps,
             seed=sampling.guided.record["seed"],
             indices=indices,
