@@ -34,7 +34,7 @@ from experiments.app.picture_job import (
 from experiments.app.regions import on_paper, read_growths, read_region, read_sketch
 from experiments.app.run_folder import Progress
 from guidance.inpaint import follow_sketch
-from guidance.settings import PER_SAMPLE, STATIC
+from guidance.settings import STATIC, SWEPT
 from maskgit_jax.editing.canvas import finish, prepare
 from maskgit_jax.editing.inpaint import EditSettings, remake
 from maskgit_jax.editing.outpaint import grow
@@ -153,7 +153,7 @@ def check_flags(flags: Flags) -> None:
     if flags.by is not None and flags.extend is None:
         raise InputError("--by without --extend: say to which side, such as --extend=right")
     if flags.sketch is None:
-        of_structure = {*PER_SAMPLE, *STATIC, "sampler", "guidance_schedule"}
+        of_structure = {*SWEPT, *STATIC, "sampler", "guidance_schedule"}
         for name in sorted(of_structure - {"num_steps", "token_temperature"}):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} without --sketch: only a sketch gives structure")

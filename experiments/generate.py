@@ -31,18 +31,18 @@ from experiments.app.batches import Batch, make_batches
 from experiments.app.flag_groups import MODEL_HELP
 from experiments.app.generate_plan import Plan, choose_settings, read_labels
 from experiments.app.picture_job import GRID
-from experiments.app.pictures import ImageSet, write_adm_npz
+from experiments.app.picture_sets import ImageSet, write_adm_npz
 from experiments.app.run_folder import RESULTS, Finished, Progress, RunFolder, read_picture
 from experiments.metrics.inception import load_inception
 from experiments.metrics.scoring import FEWEST, open_images, score
 from guidance import classifier_free
-from maskgit_jax.api import SAMPLERS
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, png_bytes
 from maskgit_jax.knobs import SEEDS, knob, knobs_of, optional
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 from maskgit_jax.sampling.loop import MASK_ID, LoopSettings
+from maskgit_jax.sampling.samplers import SAMPLERS
 
 _MOST = 10**6
 _COLUMNS_UP_TO = 12

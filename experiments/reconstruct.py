@@ -21,7 +21,7 @@ from pathlib import Path
 
 from experiments.app import cli
 from experiments.app.flag_groups import EditStudyFlags, read_edit_study
-from experiments.app.pictures import read_labelled
+from experiments.app.picture_sets import read_labelled
 from experiments.demo_world.judge import load_demo_world_model
 from experiments.studies.plots import check_matplotlib
 from experiments.studies.reconstruction import study_reconstruction

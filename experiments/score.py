@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.app import cli
-from experiments.app.pictures import write_adm_npz
+from experiments.app.picture_sets import write_adm_npz
 from experiments.metrics.inception import load_inception
 from experiments.metrics.scoring import open_images, round_trip, score
 from maskgit_jax.errors import InputError

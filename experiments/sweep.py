@@ -49,7 +49,7 @@ from experiments.sweeps.plan import (
     sketch_file,
 )
 from experiments.sweeps.run import make_decoder
-from guidance.settings import PER_SAMPLE
+from guidance.settings import SWEPT
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knob
@@ -65,7 +65,7 @@ _EFFICIENCY = 0.3
 class Flags(GuidanceFlags, BestOfFlags):
     """Sketches, seeds, and the hosts that share the work; settings may have several values."""
 
-    SEVERAL: ClassVar[tuple[str, ...]] = PER_SAMPLE
+    SEVERAL: ClassVar[tuple[str, ...]] = SWEPT
 
     sketches: str = knob(
         str(files("experiments") / "sketches" / "*.png"),

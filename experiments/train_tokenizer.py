@@ -36,7 +36,8 @@ _SHOWN_IMAGES = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags(
-    frame.with_defaults(frame.TrainingFlags, batch_size=8, warmup_steps=200), frame.SampleFlags
+    frame.with_defaults(frame.TrainingFlags, batch_size=8, warmup_steps=200),
+    frame.SamplePictureFlags,
 ):
     """What is trained, and how."""
 

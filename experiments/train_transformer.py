@@ -37,7 +37,7 @@ _SAMPLING_STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(frame.TransformerFlags, frame.SampleFlags):
+class Flags(frame.TransformerFlags, frame.SamplePictureFlags):
     """What is trained, and how."""
 
 

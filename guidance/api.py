@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from guidance import masksketch
 from guidance.inpaint import follow_sketch
-from guidance.settings import guided
+from guidance.settings import guidance_settings
 from guidance.strokes.methods import StrokeSettings, follow_strokes
 from maskgit_jax.api import Picture, Pictures, repeat, sample_rows
 from maskgit_jax.editing.canvas import finish, prepare, read_mask, resize
@@ -56,12 +56,12 @@ def sketch(
       batch_size: pictures sampled together.
       fit: how a sketch that is not square fits, "pad" or "crop".
       fast: few steps with several proposals in each (docs/steps.md).
-      knobs: `lambda_s`, `guidance_scale`, `num_steps`, `layers`, … : see `settings.guided`.
+      knobs: `lambda_s`, `guidance_scale`, `num_steps`, `layers`, … : see `settings.guidance_settings`.
 
     Raises:
       InputError: no picture, an unknown class or setting, or a value that is not allowed.
     """
-    settings = guided(model.config, knobs, fast=fast)
+    settings = guidance_settings(model.config, knobs, fast=fast)
     chosen = find_label(label, model.config.class_names)
     drawn = as_image(sketch)
     arguments = {"num_steps": settings.num_steps, "seed": seed, **settings.options}
@@ -109,7 +109,7 @@ def stream_sketch(
 
     `model.images_of(samples.ids)` are the pictures so far, the last ones the result.
     """
-    settings = guided(model.config, knobs, fast=fast)
+    settings = guidance_settings(model.config, knobs, fast=fast)
     chosen = find_label(label, model.config.class_names)
     (tokens,) = repeat(num_samples, _sketch_tokens(model, as_image(sketch), chosen, fit))
     yield from masksketch.stream(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-MASKED = -1e30
+ABSENT_LOGIT = -1e30
 """The logit of a key that does not exist. Finite: differences of two are no NaN."""
 
 _INTEGRANDS = {
@@ -26,8 +26,8 @@ _INTEGRANDS = {
 }
 """What the divergence takes expectations of, first under p, then under q.
 
-They are linear in the logits: a shift of the logits shifts them by their value at the shift. The
-cross-entropies take the log-normalisers besides.
+They are linear in the logits: f(s + a, r + b) = f(s, r) + f(a, b), by which `merge` moves the
+maxima. The cross-entropies take the log-normalisers besides.
 """
 
 
@@ -107,7 +107,7 @@ def attend_and_compare(
             target, sampled = logits(target_query, target_key), logits(query, key)
             if padding:
                 exists = start + jnp.arange(block_size) < length
-                target, sampled = (jnp.where(exists, x, MASKED) for x in (target, sampled))
+                target, sampled = (jnp.where(exists, x, ABSENT_LOGIT) for x in (target, sampled))
             statistics = merge(statistics, of_keys(target, sampled, value, divergence), divergence)
             return statistics, None
 
@@ -136,7 +136,7 @@ def logits(query: Float[Array, "*b i d"], key: Float[Array, "*b j d"]) -> Float[
 
 def of_no_keys(shape: tuple[int, ...]) -> Statistics:
     """What `merge` leaves the other side unchanged with; `shape` is that of `attended`."""
-    lowest, zero = jnp.full((*shape[:-1], 1), MASKED), jnp.zeros((*shape[:-1], 1))
+    lowest, zero = jnp.full((*shape[:-1], 1), ABSENT_LOGIT), jnp.zeros((*shape[:-1], 1))
     return Statistics(lowest, lowest, zero, zero, zero, zero, jnp.zeros(shape))
 
 

@@ -1,7 +1,7 @@
 """`divergence.attend_and_compare` by fused attention as it comes with JAX; experimental.
 
 P and Q are the softmaxed maps of the sketch and of the sampled ids, s and r the queries, S and R
-the keys. A row's Jeffreys divergence is E_p[s·S_j − r·R_j] − E_q[s·S_j − r·R_j] (see `streaming`),
+the keys. A row's Jeffreys divergence is E_p[s·S_j − r·R_j] − E_q[s·S_j − r·R_j] (see `divergence`),
 and expectations of keys are attention whose values are keys:
 
     J_i = s_i·((P S)_i − (Q S)_i) − r_i·((P R)_i − (Q R)_i)

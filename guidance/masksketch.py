@@ -50,7 +50,8 @@ class Guide(NamedTuple):
       target: attention of the sketch.
       other_token: class token that classifier-free guidance leads away from.
       num_masked: number of ids masked at the start.
-      region: where ids may be masked; the class token among them, which never is.
+      region: where ids may be masked. Position 0 is true: the class token takes part in the
+        structure ranking, as published, and may use up a place, but is unmasked afterwards.
       token_weights: of the tokens' distances.
       settings: the knobs.
     """
@@ -106,7 +107,8 @@ def start(
       params: its weights.
       paper_ids: a blank picture's ids.
       sketch_tokens: class token and the sketch's ids.
-      region: where ids may be masked; the class token among them, which never is.
+      region: where ids may be masked. Position 0 is true: the class token takes part in the
+        structure ranking, as published, and may use up a place, but is unmasked afterwards.
       settings: the knobs.
       key: the sample's key; nothing else is random.
     """
@@ -128,7 +130,9 @@ def no_distances(tokens: Tokens) -> tuple[Float[Array, "S"]]:
 
 @dataclasses.dataclass(frozen=True)
 class SketchPlan:
-    """The knobs that are neither traced nor compiled for.
+    """The knobs read before tracing.
+
+    The number of steps is traced as the loop's bound, the layers become `layer_weights`.
 
     Attributes:
       num_steps: T.

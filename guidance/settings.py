@@ -10,17 +10,18 @@ from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knobs_of, read_layers, resolve
 
-PER_SAMPLE = tuple(knobs_of(SketchPlan, StructureSettings))
-"""The knobs that may differ from sample to sample."""
+SWEPT = tuple(knobs_of(SketchPlan, StructureSettings))
+"""The knobs that a sweep varies: the number of steps from batch to batch, the others from sample to
+sample."""
 STATIC = tuple(knobs_of(MaskSketch))
 """Those that are compiled for."""
 
 
-class Guided(NamedTuple):
+class GuidanceSettings(NamedTuple):
     """The settings of structure-guided sampling, filled in and checked.
 
     Attributes:
-      settings: the traced settings.
+      settings: checked, not yet traced.
       num_steps: T.
       options: what is compiled for: keyword arguments of `masksketch.sample`.
       record: all of them by name.
@@ -32,7 +33,9 @@ class Guided(NamedTuple):
     record: dict[str, Any]
 
 
-def guided(config: ModelConfig, given: Mapping[str, Any], *, fast: bool = False) -> Guided:
+def guidance_settings(
+    config: ModelConfig, given: Mapping[str, Any], *, fast: bool = False
+) -> GuidanceSettings:
     """The settings for a model: given ones, the others from the model's presets.
 
     Args:
@@ -55,20 +58,20 @@ def guided(config: ModelConfig, given: Mapping[str, Any], *, fast: bool = False)
         rising = record["guidance_power"] or classifier_free.SCHEDULES["rising"]
         record["guidance_power"] = rising if schedule == "rising" else 0.0
     elif schedule != "rising":
-        raise InputError(f"--guidance_power={power}: only --guidance_schedule=rising has one")
+        raise InputError(f"guidance_power={power}: only guidance_schedule=rising has one")
     check_kernel(record["kernel"], record["divergence"])
     settings = structure_settings(record, config.transformer.num_layers)
     options = {name: record[name] for name in STATIC}
-    return Guided(settings, record["num_steps"], options, record)
+    return GuidanceSettings(settings, record["num_steps"], options, record)
 
 
 def structure_settings(setting: Mapping[str, Any], num_layers: int) -> StructureSettings:
-    """What values of the knobs `PER_SAMPLE` mean for a model of `num_layers` layers.
+    """What values of the knobs `SWEPT` mean for a model of `num_layers` layers.
 
     Raises:
       InputError: layers that the model lacks, or mask rates that rise.
     """
-    weights = layer_weights(read_layers(setting["layers"], num_layers, "--layers"), num_layers)
+    weights = layer_weights(read_layers(setting["layers"], num_layers), num_layers)
     knobs = {name: setting[name] for name in knobs_of(StructureSettings)}
     settings = StructureSettings(layer_weights=weights, **knobs)
     check_settings(settings)

@@ -85,6 +85,7 @@ def layer_distances(
 
     def of_layer(layer: tuple[AttentionInputs, AttentionInputs]) -> Float[Array, "S"]:
         (target_query, target_key), (query, key) = layer
+        # The key stands in for the value: what is attended is not used.
         heads = (query, key, key, target_query, target_key)
         return jnp.mean(DIVERGENCES[divergence](*heads)[1], axis=0)
 
@@ -159,8 +160,9 @@ class StructureSettings:
       layer_weights: weight of each layer's distance, ≥ 0, from layer 0 up; see `layer_weights`.
       lambda_s: share of the masked ids chosen by structure; 1 is all structure, 0 all realism.
       guidance_scale: of classifier-free guidance.
-      max_mask_rate: share of ids masked at the start, above 0.
-      min_mask_rate: share that the fall ends at, up to max_mask_rate.
+      max_mask_rate: share of the N ids masked at the start, above 0; then the rate that falls.
+      min_mask_rate: what the rate falls to, up to max_mask_rate; rates in the loop are of N₀, the
+        number masked at the start.
       structure_temperature: of the Gumbel noise on the structure scores, rescaled to [0, 1].
       confidence_temperature: of the Gumbel noise on the confidences, rescaled to [0, 1].
       paper_weight: weight of the distance of tokens where the sketch is blank paper. 1 is the
@@ -173,7 +175,7 @@ class StructureSettings:
     lambda_s: Any = knob(0.9, "Share of structure; the rest is realism.", low=0.0, high=1.0)
     guidance_scale: Any = knob(0.6, "Classifier-free guidance, 0 for none.", low=0.0, high=1e6)
     max_mask_rate: Any = knob(0.95, "Share of ids masked at the start.", low=0.0, high=1.0)
-    min_mask_rate: Any = knob(0.35, "Share that the fall ends at.", low=0.0, high=1.0)
+    min_mask_rate: Any = knob(0.35, "Share of those that the fall ends at.", low=0.0, high=1.0)
     structure_temperature: Any = knob(
         0.0, "Noise on which ids stray from the sketch.", low=0.0, high=1e6
     )
@@ -246,14 +248,16 @@ def structure_remask(
 ) -> Remask:
     """Masks what strays from the sketch's structure, and what the model is unsure of (section 3.3).
 
-    Of n = floor(rate · N₀) ids, floor(λ_s · n) of largest distance or floor((1 − λ_s) · n) of
-    lowest confidence are masked, whether or not they were masked before. The rate falls from the
-    highest to the lowest mask rate. What is remembered is the newest sample's distances.
+    Of n = floor(rate · N₀) ids, the floor(λ_s · n) of largest distance and the floor((1 − λ_s) · n)
+    of lowest confidence are masked, whether or not they were masked before; where the two overlap,
+    fewer than n. The rate falls from the highest to the lowest mask rate. What is remembered is the
+    newest sample's distances.
 
     Args:
       distance: of sampled ids from the sketch, token by token.
       num_masked: N₀, the number of ids masked at the start.
-      region: where ids may be masked; the class token among them, which never is.
+      region: where ids may be masked. Position 0 is true: the class token takes part in the
+        structure ranking, as published, and may use up a place, but is unmasked afterwards.
       token_weights: of the distances, in [0, 1].
       settings: see `StructureSettings`.
       num_steps: T.
@@ -270,8 +274,8 @@ def structure_remask(
         rate = knobs.min_mask_rate + falling * settings.mask_rate_span
         count = jnp.floor(num_masked * rate)
 
-        # The loop's key goes on as if nothing were drawn; its splits are what `fold_in` gives of 0
-        # and 1.
+        # The key is returned unsplit, as in the released code. `split(key)` gives what `fold_in`
+        # gives of 0 and 1, so 2 is free for noise.
         noise = jax.random.gumbel(jax.random.fold_in(key, 2), 2 * len(sampled)).reshape(2, -1)
         # The class token is no candidate for the confidence mask.
         regions = jnp.stack([region, region.at[0].set(False)])
@@ -297,7 +301,8 @@ def least_distance_draw(
 ) -> Draw:
     """Draws several samples, of which each position takes the id that is nearest the sketch.
 
-    One prediction then serves several looks at the structure (docs/steps.md).
+    One prediction then serves several looks at the structure (docs/steps.md). Each position's
+    distance is that within its own proposal; the mixture's is measured by the remask rule.
 
     Args:
       distance: of sampled ids from the sketch, token by token.

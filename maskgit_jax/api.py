@@ -30,13 +30,8 @@ from maskgit_jax.knobs import SEEDS, Knob, resolve
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.sampling import batched
-from maskgit_jax.sampling.halton import Halton
 from maskgit_jax.sampling.loop import MASK_ID, LoopSettings
-from maskgit_jax.sampling.maskgit import MaskGit
-from maskgit_jax.sampling.remdm import ReMdm
-
-SAMPLERS = {"maskgit": MaskGit, "halton": Halton, "remdm": ReMdm}
-"""The samplers by name: the surest ids first, ids spread over the picture, ids masked again."""
+from maskgit_jax.sampling.samplers import SAMPLERS
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 Labels = str | int | Sequence[str | int]

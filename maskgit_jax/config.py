@@ -115,7 +115,7 @@ class ModelConfig:
       transformer: its sizes.
       tokenizer: its sizes.
       class_names: one name for each class.
-      presets: the settings of each method that suit the model, see `presets`; what is not given
+      presets: the settings of each method that suit the model, see `knobs`; what is not given
         is filled in. Never changed.
     """
 

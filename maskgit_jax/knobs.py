@@ -164,7 +164,7 @@ def resolve(
     fields = {field.name: field for cls in classes for field in dataclasses.fields(cls)}
     settings = {name: fields[name].default for name in declared}
     methods = [methods] if isinstance(methods, str) else methods
-    sources = [(f"presets.{method}.", config.presets[method]) for method in methods]
+    sources = [(f"presets.{method}.", config.presets.get(method, {})) for method in methods]
     for prefix, values in (*sources, ("", given or {})):
         for name, value in values.items():
             if value is None:

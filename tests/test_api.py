@@ -10,7 +10,7 @@ from PIL import Image
 import guidance
 import maskgit_jax
 from guidance import masksketch
-from guidance.settings import guided
+from guidance.settings import guidance_settings
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import fit_image, read_image
 from tests.commands import ROOT
@@ -47,7 +47,7 @@ def test_the_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_sketch_is_the_tokens_own_sample(demo, fish):
-    settings = guided(demo.config, {"num_steps": 3})
+    settings = guidance_settings(demo.config, {"num_steps": 3})
     square = fit_image(read_image(FISH), 48)
     tokens = np.concatenate(
         [[[demo.config.transformer.codebook_size + 6]], demo.ids_of(square[None])], 1

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from guidance import masksketch, structure
+from guidance.strokes.base import Iterative, StrokeInputs
 from guidance.strokes.context import ContextGuidance
 from guidance.strokes.energies import (
     SelfGuidance,
@@ -21,7 +22,6 @@ from guidance.strokes.energies import (
     identity_energy,
     reweighting,
 )
-from guidance.strokes.method import Iterative, StrokeInputs
 from maskgit_jax.model import Model, load_model
 from maskgit_jax.networks.stacked import AttentionInputs, attention_inputs, code_logits
 from maskgit_jax.sampling import loop, schedules

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from guidance import classifier_free
 from guidance.masksketch import MaskSketch, SketchPlan
-from guidance.settings import PER_SAMPLE, STATIC, Guided, guided, structure_settings
+from guidance.settings import STATIC, SWEPT, GuidanceSettings, guidance_settings, structure_settings
 from guidance.strokes.methods import StrokeSettings
 from guidance.structure import StructureSettings
 from maskgit_jax.config import ModelConfig
@@ -20,7 +20,7 @@ from maskgit_jax.knobs import SEEDS, knob, knobs_of, optional, resolve
 from maskgit_jax.model import DTYPES, model_config
 
 Setting = dict[str, Any]
-"""A value for each name in `settings.PER_SAMPLE`."""
+"""A value for each name in `settings.SWEPT`."""
 
 MODEL_HELP = "demo, imagenet256, imagenet512, or a model folder."
 
@@ -64,7 +64,7 @@ class Grid(NamedTuple):
     """The settings of guidance where each may have several values.
 
     Attributes:
-      values: each setting's values, in the order of `PER_SAMPLE`.
+      values: each setting's values, in the order of `SWEPT`.
       options: what is compiled for: keyword arguments of `masksketch.sample`.
     """
 
@@ -72,14 +72,14 @@ class Grid(NamedTuple):
     options: dict[str, Any]
 
 
-def read_guidance(flags: GuidanceFlags, config: ModelConfig) -> Guided:
+def read_guidance(flags: GuidanceFlags, config: ModelConfig) -> GuidanceSettings:
     """The guidance that flags ask of a model; its record has the model, dtype and seed too.
 
     Raises:
       InputError: a value out of its range, or values that do not go together.
     """
-    given = {name: getattr(flags, name) for name in (*PER_SAMPLE, *STATIC, "guidance_schedule")}
-    found = guided(config, given, fast=flags.sampler == "fast")
+    given = {name: getattr(flags, name) for name in (*SWEPT, *STATIC, "guidance_schedule")}
+    found = guidance_settings(config, given, fast=flags.sampler == "fast")
     record = {"model": flags.model, **found.record, "dtype": flags.dtype, "seed": flags.seed}
     return found._replace(record=record)
 
@@ -90,11 +90,11 @@ def read_grid(flags: GuidanceFlags, config: ModelConfig) -> Grid:
     Raises:
       InputError: as there.
     """
-    lists = {name: getattr(flags, name) for name in PER_SAMPLE}
+    lists = {name: getattr(flags, name) for name in SWEPT}
     lists = {name: value for name, value in lists.items() if isinstance(value, list)}
     first = {name: values[0] for name, values in lists.items()}
     found = read_guidance(dataclasses.replace(flags, **first), config)
-    values = {name: lists.get(name, [found.record[name]]) for name in PER_SAMPLE}
+    values = {name: lists.get(name, [found.record[name]]) for name in SWEPT}
     for setting in combinations(values):
         structure_settings(setting, config.transformer.num_layers)
     return Grid(values, found.options)

@@ -4,20 +4,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from maskgit_jax.api import SAMPLERS
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knobs_of, resolve
 from maskgit_jax.labels import find_label
 from maskgit_jax.sampling.batched import Sampler
 from maskgit_jax.sampling.loop import LoopSettings
+from maskgit_jax.sampling.samplers import SAMPLERS
 
 # ReMDM's loop as it was released for text. Under "switch", ids are masked again at any time.
 _LOOP = {"t_on": 0.55, "t_off": 0.05, "alpha_on": 0.9}
 
 
 class Plan(NamedTuple):
-    """What decides the pictures: `num_samples` of each of the labels, by one of `api.SAMPLERS`."""
+    """What decides the pictures: `num_samples` of each of the labels, by one sampler."""
 
     model: str
     labels: list[int]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from experiments.app.batches import fill, make_batches
-from experiments.app.pictures import ImageSet, open_image_set
+from experiments.app.picture_sets import ImageSet, open_image_set
 from experiments.metrics.inception import NUM_FEATURES, embed
 from experiments.metrics.measures import (
     frechet_distance,

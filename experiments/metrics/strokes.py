@@ -34,7 +34,7 @@ def lab_distance(
 def part_stroke(scene: world.Scene, kind: str) -> Stroke | None:
     """A random part of the scene's object, painted; None where all are too small or too large.
 
-    `kind` is one of `strokes.KINDS`.
+    `kind` is one of `strokes.automatic.KINDS`.
     """
     least, most = _PARTS_SHARE
     shares = np.bincount(scene.parts.ravel()) / scene.parts.size

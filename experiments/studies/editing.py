@@ -15,9 +15,9 @@ from experiments.metrics.measures import mean_and_error
 from experiments.metrics.seams import mean_colour_fill, ratio_and_error, seam, seam_steps
 from experiments.studies.scenes import Edits, draw_photos, map_rows_shown
 from experiments.studies.study import Pictures, Row, Study, grid, save_pictures
-from maskgit_jax.editing.canvas import blend_radius, finish, prepare
+from maskgit_jax.editing.blend import blend_radius, blend_weights
+from maskgit_jax.editing.canvas import finish, prepare
 from maskgit_jax.editing.inpaint import EditSettings, remake
-from maskgit_jax.editing.masks import blend_weights
 from maskgit_jax.editing.outpaint import Growth, grow
 from maskgit_jax.images import to_float
 from maskgit_jax.model import Model

@@ -26,7 +26,7 @@ from experiments.metrics.measures import (
     within_manifold,
 )
 from guidance import masksketch
-from guidance.settings import Guided
+from guidance.settings import GuidanceSettings
 from guidance.structure import StructureSettings, Target, structure_distance
 from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.images import to_float
@@ -91,7 +91,7 @@ class Sampling(NamedTuple):
     """
 
     model: Model
-    guided: Guided
+    guided: GuidanceSettings
     batch_size: int
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from experiments.app import digests
-from experiments.app.pictures import read_labelled
+from experiments.app.picture_sets import read_labelled
 from experiments.app.tables import Figures, cell
 from experiments.demo_world.judge import EVAL_SEED, REFERENCE_SEED, load_judge, predict
 from experiments.metrics.measures import mean_and_error, other_drawings, psnr, ssim

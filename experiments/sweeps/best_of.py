@@ -173,3 +173,18 @@ def _num_candidates(keep: str) -> int:
     if found is None or not 2 <= int(found[1]) <= _MOST:
         raise InputError(f"--keep={keep}: expected all, or best_of_N with N from 2 to {_MOST}")
     return int(found[1])
+
+
+def best(scores: Float[np.ndarray, "items candidates"]) -> Int[np.ndarray, "items"]:
+    """Each item's candidate with the highest score, the first of equal ones; NaN never wins.
+
+    Raises:
+      InputError: all scores of an item are NaN.
+    """
+    unknown = np.isnan(scores)
+    if unknown.all(axis=1).any():
+        raise InputError(
+            "every candidate of an item has the score NaN: check the network that scores"
+        )
+    highest = np.max(scores, axis=1, keepdims=True, where=~unknown, initial=-np.inf)
+    return np.argmax(scores == highest, axis=1)

@@ -11,10 +11,9 @@ import numpy as np
 
 from experiments.app.batches import fill, map_rows
 from experiments.app.run_folder import Finished, Line, Progress
-from experiments.sweeps.best_of import Measure
+from experiments.sweeps.best_of import Measure, best
 from experiments.sweeps.plan import Item, Plan, picture_file, sketch_file
 from guidance import masksketch
-from guidance.best_of import best
 from guidance.settings import structure_settings
 from guidance.structure import StructureSettings
 from maskgit_jax.model import Model, with_class_token

@@ -69,7 +69,7 @@ class TransformerFlags(TrainingFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleFlags:
+class SamplePictureFlags:
     """What trainings have that show what their model can do."""
 
     sample_every: int = knob(1000, "Steps between sample pictures; 0: none.", low=0)

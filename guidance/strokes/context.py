@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from guidance.strokes.method import StrokeMethod, guided
+from guidance.strokes.base import StrokeMethod, has_guide
 from maskgit_jax.networks.stacked import code_logits
 from maskgit_jax.sampling.loop import MASK_ID, DecodeState, tempered
 
@@ -34,7 +34,7 @@ class ContextGuidance(StrokeMethod):
 
         def predict(ids, step):
             tokens, marks = jnp.split(ids, 2)
-            shown = (marks == MASK_ID) & guided(tokens, inputs.guide_ids)
+            shown = (marks == MASK_ID) & has_guide(tokens, inputs.guide_ids)
             logits = code_logits(transformer, params, jnp.where(shown, inputs.guide_ids, tokens))
             return jnp.concatenate([logits, jnp.zeros_like(logits)])
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from guidance.strokes.method import Energy, StrokeMethod, guided
+from guidance.strokes.base import Energy, StrokeMethod, has_guide
 from maskgit_jax.errors import InputError
 from maskgit_jax.networks.stacked import code_logits
 
@@ -147,7 +147,7 @@ class _ByEnergy(StrokeMethod):
         def predict(ids, step):
             logits = code_logits(transformer, params, ids)
             changed = self.change(logits, energy[inputs.guide_ids], inputs.confidence)
-            return jnp.where(guided(ids, inputs.guide_ids)[:, None], changed, logits)
+            return jnp.where(has_guide(ids, inputs.guide_ids)[:, None], changed, logits)
 
         return predict
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from guidance.strokes.base import Iterative, StrokeInputs, StrokeMethod, ZeroShot
 from guidance.strokes.context import ContextGuidance
 from guidance.strokes.energies import LearnedGuidance, SelfGuidance, Tilt, identity_energy
-from guidance.strokes.method import Iterative, StrokeInputs, StrokeMethod, ZeroShot
 from maskgit_jax.devices import spread_over_devices
 from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.errors import InputError
@@ -73,7 +73,7 @@ def sample(
       method: one of `METHODS`.
       seed: with the index, all that a sample's randomness depends on.
       indices: the samples' numbers.
-      energy: of "learned", and of it alone; see `method.Energy`.
+      energy: of "learned", and of it alone; see `base.Energy`.
       first_step: where in the schedule to start, 0 .. T - 1.
       progress: called with the number of the next step each time some are done.
 

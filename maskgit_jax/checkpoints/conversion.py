@@ -1,7 +1,7 @@
 """Reads a model's weights from any copy of them: the released files and others' conversions.
 
 The released checkpoints went out of reach in 2026. Their numbers live on in the files of others,
-under other names (see `weight_layouts`); converting back gives the released arrays bit for bit.
+under other names (see `layouts`); converting back gives the released arrays bit for bit.
 """
 
 import os

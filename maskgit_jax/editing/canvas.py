@@ -16,7 +16,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from maskgit_jax.config import TokenizerConfig
-from maskgit_jax.editing.masks import blend, blend_weights, fit_mask, latent_mask
+from maskgit_jax.editing.blend import blend, blend_radius, blend_weights
+from maskgit_jax.editing.masks import fit_mask, latent_mask
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import as_image
 
@@ -76,11 +77,6 @@ def finish(picture: EditPicture, made: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.n
     """
     large = resize(made[: picture.height, : picture.width], *picture.mask.shape)
     return blend(picture.original, large, blend_weights(picture.mask, picture.blend_radius))
-
-
-def blend_radius(tokenizer: TokenizerConfig, scale: float = 1.0) -> int:
-    """The side of a token, in pixels of a picture that is `scale` times as large in the model."""
-    return max(1, round(tokenizer.image_size / tokenizer.latent_size / scale))
 
 
 def resize(

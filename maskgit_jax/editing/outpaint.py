@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from maskgit_jax.config import TokenizerConfig
-from maskgit_jax.editing.canvas import blend_radius, resize
+from maskgit_jax.editing.blend import blend, blend_radius, blend_weights
+from maskgit_jax.editing.canvas import resize
 from maskgit_jax.editing.inpaint import EditSettings, Squares, remake
-from maskgit_jax.editing.masks import blend, blend_weights, latent_mask, plan_windows
+from maskgit_jax.editing.masks import latent_mask
 from maskgit_jax.model import Model
 
 SIDES = ("left", "right", "up", "down")
@@ -115,3 +116,25 @@ def _turned(make: MakeWindow, tokenizer: TokenizerConfig) -> MakeWindow:
         return make(squares.swapaxes(1, 2), upright).swapaxes(1, 2)
 
     return turned
+
+
+def plan_windows(known: int, new: int, size: int) -> list[int]:
+    """Where square windows start that widen a picture to the right, in the order of their making.
+
+    Each keeps half of what it shows, or all that there is; the last one ends with the picture
+    and so may keep more.
+
+    Args:
+      known: columns of the picture, from 0 on.
+      new: columns to be sampled.
+      size: side of the windows, even.
+
+    Returns:
+      The windows' first columns, ≥ 0. Only where known + new < size does a window reach beyond.
+    """
+    starts, end = [], known + new
+    while known < end:
+        start = max(0, min(known - size // 2, end - size))
+        starts.append(start)
+        known = start + size
+    return starts

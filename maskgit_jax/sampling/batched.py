@@ -75,8 +75,8 @@ def stream(
       every: steps between two states that are shown.
 
     Yields:
-      The number of the next step, and the state before it. The memory of a state, the first one's
-      too, is used for the next: copy what is to be kept.
+      The number of the next step, and the state before it. Each state's device buffers, the first
+      one's too, are donated to the next call: copy what is to be kept.
     """
     params, shared = model.params_on_devices, copy_to_devices(shared)
     end = num_steps if last_step is None else last_step

@@ -57,7 +57,7 @@ def make_optimizer(
 
 
 def matrices(params: Params) -> Any:
-    """Which axes of each weight are a matrix's inputs and outputs, for Muon; None for what is no matrix.
+    """Which axes of each weight are a matrix's inputs and outputs, for Muon; None for others.
 
     Kernels are matrices, embeddings, biases and scales are not. An attention's output kernel
     [H, d, D] has two axes of inputs, its query, key and value kernels [D, H, d] two of outputs, a

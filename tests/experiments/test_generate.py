@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.app.generate_plan import SAMPLERS, Plan, choose_settings, read_labels
-from experiments.app.pictures import open_image_set
+from experiments.app.picture_sets import open_image_set
 from experiments.app.run_folder import Finished, RunFolder
 from experiments.demo_world import world
 from experiments.generate import finish

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.app.pictures import ImageSet, open_image_set, write_adm_npz
+from experiments.app.picture_sets import ImageSet, open_image_set, write_adm_npz
 from experiments.metrics import measures, scoring
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import save_png, to_float, to_uint8

@@ -7,16 +7,16 @@ import pytest
 
 from experiments.app.flag_groups import edit_settings
 from guidance.masksketch import MaskSketch, SketchPlan
-from guidance.settings import guided
+from guidance.settings import guidance_settings
 from guidance.strokes.methods import StrokeSettings
 from guidance.structure import StructureSettings
-from maskgit_jax.api import SAMPLERS
 from maskgit_jax.config import read_config, write_config
 from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import check, knob, knobs_of, optional, read_layers, resolve
 from maskgit_jax.model import model_config
 from maskgit_jax.sampling.loop import LoopSettings
+from maskgit_jax.sampling.samplers import SAMPLERS
 from tests.commands import TESTS
 
 GOLDEN = TESTS / "golden" / "model" / "config.json"
@@ -85,9 +85,9 @@ def test_presets_belong_to_the_model_whatever_it_is_called(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(data))
         config = model_config(tmp_path)
         assert config.presets == named.presets
-    assert {name: guided(config, {}).record[name] for name in RELEASED} == RELEASED
+    assert {name: guidance_settings(config, {}).record[name] for name in RELEASED} == RELEASED
     assert edit_settings(config, None) == EditSettings(12, 4.5, 1.0)
-    fast = guided(config, {}, fast=True).record
+    fast = guidance_settings(config, {}, fast=True).record
     assert (fast["num_steps"], fast["num_proposals"]) == (16, 4)
     assert fast["layers"] == RELEASED["layers"]
     assert read_config(GOLDEN).presets == model_config("demo").presets
@@ -160,7 +160,7 @@ def test_presets_that_a_method_cannot_take_are_named(tmp_path, method, presets, 
 def test_presets_that_do_not_go_together_are_named(tmp_path, presets, words):
     config = read_config(write(tmp_path, presets={"masksketch": presets}))
     with pytest.raises(InputError) as error:
-        guided(config, {})
+        guidance_settings(config, {})
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -186,9 +186,9 @@ def test_layers_have_names():
 def test_the_guidance_schedule_of_presets_and_flags(tmp_path, power, given, expected):
     presets = {"masksketch": {"guidance_power": power, "layers": "all"}}
     config = read_config(write(tmp_path, presets=presets))
-    assert guided(config, given).settings.guidance_power == expected
-    with pytest.raises(InputError, match="only --guidance_schedule=rising has one"):
-        guided(config, {"guidance_power": 2.0, "guidance_schedule": "constant"})
+    assert guidance_settings(config, given).settings.guidance_power == expected
+    with pytest.raises(InputError, match="only guidance_schedule=rising has one"):
+        guidance_settings(config, {"guidance_power": 2.0, "guidance_schedule": "constant"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from experiments.demo_world import world
 from experiments.metrics import clip
 from experiments.metrics.classifiers import load_classifier, load_demo_judge
 from experiments.sweeps import best_of
-from guidance.best_of import best
+from experiments.sweeps.best_of import best
 from maskgit_jax.errors import InputError
 from tests.experiments.metrics.test_classifiers import save_onnx
 from tests.experiments.metrics.test_clip import save_clip

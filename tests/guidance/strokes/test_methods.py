@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from guidance.strokes import energies as rules
 from guidance.strokes import methods
+from guidance.strokes.base import StrokeInputs
 from guidance.strokes.context import ContextGuidance
-from guidance.strokes.method import StrokeInputs
 from guidance.strokes.methods import METHODS, StrokeSettings
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knobs_of

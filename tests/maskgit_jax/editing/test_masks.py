@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskgit_jax.editing.masks import blend, blend_weights, fit_mask, latent_mask, plan_windows
+from maskgit_jax.editing.blend import blend, blend_weights
+from maskgit_jax.editing.masks import fit_mask, latent_mask
+from maskgit_jax.editing.outpaint import plan_windows
 from maskgit_jax.errors import InputError
 
 

@@ -1,10 +1,10 @@
 import subprocess
 import sys
 
-from experiments.app.console import commands
+from experiments.app.entry_point import commands
 from tests.commands import ROOT
 
-RUN = [sys.executable, "-c", "from experiments.app.console import main; main()"]
+RUN = [sys.executable, "-c", "from experiments.app.entry_point import main; main()"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess:

@@ -43,7 +43,7 @@ class StrokeInputs(NamedTuple):
     token_temperature: Float[Array, "*b"] | float = 1.0
 
 
-def guided(ids: Tokens, guide_ids: Tokens) -> Bool[Array, "S"]:
+def has_guide(ids: Tokens, guide_ids: Tokens) -> Bool[Array, "S"]:
     """Where an id is masked that the stroke says something about."""
     return (ids == MASK_ID) & (guide_ids != MASK_ID)
 
@@ -126,7 +126,7 @@ class ZeroShot(StrokeMethod):
         """See `StrokeMethod`."""
 
         def predict(ids, step):
-            shown = jnp.where(guided(ids, inputs.guide_ids), inputs.guide_ids, ids)
+            shown = jnp.where(has_guide(ids, inputs.guide_ids), inputs.guide_ids, ids)
             return code_logits(transformer, params, shown)
 
         return predict
