@@ -1,20 +1,26 @@
 """The notebooks: the files as they are kept, and what they do on a CPU with few steps."""
 
+import ast
 import base64
+import configparser
 import io
 import json
 import os
 import re
 import sys
+import types
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
+from guidance.structure import StructureSettings
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import model_config
 from tests.commands import ROOT
@@ -72,6 +78,58 @@ def test_files_are_small_and_tell_nothing_of_a_machine(name):
     assert not re.search(r"/(home|root|tmp|work|Users)\b", nbformat.writes(notebook))
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts in ([None] * len(counts), list(range(1, len(counts) + 1)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_use_what_is_offered_in_python(name):
+    cells = code_cells(nbformat.read(FOLDER / f"{name}.ipynb", nbformat.NO_CONVERT))
+    program = "\n".join(TransformerManager().transform_cell(cell.source) for cell in cells)
+    imported = [
+        module
+        for node in ast.walk(ast.parse(program))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+        if module.split(".")[0] in ("maskgit_jax", "guidance", "experiments")
+    ]
+    readers = ["experiments.sweeps.summary"] if name == "sweep" else ["guidance", "maskgit_jax"]
+    assert sorted(imported) == sorted([*readers, "maskgit_jax.images"])
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("imagenet", "[cuda]"), ("quick_start", ""), ("sweep", "[sweep]")]
+)
+def test_colab_installs_from_the_address_in_the_metadata(name, extra, monkeypatch):
+    """Asks for the address where setup.cfg has none; installs nothing twice, or elsewhere."""
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    known = metadata.get("metadata", "url", fallback="")
+    cell = code_cells(nbformat.read(FOLDER / f"{name}.ipynb", nbformat.NO_CONVERT))[0]
+    program = TransformerManager().transform_cell(cell.source)
+    installed, asked = [], []
+
+    def answer(prompt):
+        asked.append(prompt)
+        return "https://example.org/project"
+
+    def run():
+        shell = types.SimpleNamespace(run_line_magic=lambda *line: installed.append(line))
+        values = {"get_ipython": lambda: shell, "input": answer}
+        exec(program, values)
+        assert values["REPOSITORY"] == known
+        (_, line) = installed[-1] if installed else ("", "")
+        return line.format_map(values)
+
+    assert run() == ""
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    assert run() == ""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    address = known or "https://example.org/project"
+    assert run() == f'install -q "maskgit_jax{extra} @ git+{address}"'
+    assert len(asked) == (not known)
 
 
 def test_the_imagenet_notebook_asks_for_the_released_settings():
@@ -138,8 +196,8 @@ def test_quick_start(run):
         f"for control, value in ({there}, {back}):\n"
         "    control.value = value\n"
         "    sheets.append(sheet.value.hex())\n"
-        "from maskgit_jax import sampling\n"
-        "findings = {'sheets': sheets, 'compilations': sampling._advance._cache_size()}",
+        "from maskgit_jax.sampling import batched\n"
+        "findings = {'sheets': sheets, 'compilations': batched._advance._cache_size()}",
     )
     shown = pictures(notebook)
     # A cell is 48 pixels in a frame of one, with gaps of two.
@@ -147,9 +205,20 @@ def test_quick_start(run):
         (54, 54, 3),
         (54, 158, 3),
         (158, 158, 3),
+        (106, 158, 3),
         (54, 158, 3),
     ]
     np.testing.assert_array_equal(shown[1][:, :54], shown[0])
+    # The sketch, and the first picture after each of two steps; below, what is to be sampled again
+    # in grey: tokens of four pixels a side, none in the end.
+    above, below = (shown[3][top : top + 48] for top in (3, 55))
+    first, last = slice(55, 103), slice(107, 155)
+    np.testing.assert_array_equal(above[:, last], shown[1][3:51, first])
+    np.testing.assert_array_equal(below[:, last], above[:, last])
+    grey = (below[:, first] == 150).all(-1)
+    assert 0 < grey.mean() < 1
+    np.testing.assert_array_equal(grey, grey[::4, ::4].repeat(4, 0).repeat(4, 1))
+    np.testing.assert_array_equal(below[:, first][~grey], above[:, first][~grey])
     assert np.ptp(shown[1][3:51, 55:103].reshape(-1, 3), axis=0).min() > 50
     sheets = findings["sheets"]
     assert len(set(sheets[:4])) == 4
@@ -163,7 +232,7 @@ def test_sweep(run, tmp_path):
         "sweep",
         "SKETCHES = SKETCHES.replace('*', 'c[ou]*')\n"
         "LAMBDA_S, GUIDANCE_SCALE, NUM_STEPS = '0,1', '0,0.3', 2",
-        "findings = {'rows': len(rows), 'best': best}",
+        "findings = {'rows': len(rows), 'best': best.setting}",
     )
     printed = [text(cell) for cell in code_cells(notebook)]
     assert any("8 items: 2 sketches × 2 lambda_s × 2 guidance_scale" in each for each in printed)
@@ -193,9 +262,9 @@ def test_sweep(run, tmp_path):
     ]
     best = min(good, key=distances.get)
     assert (float(findings["best"]["lambda_s"]), float(findings["best"]["guidance_scale"])) == best
-    curve, sheet, plot = pictures(notebook)
+    scatter, sheet, curves = pictures(notebook)
     assert sheet.shape == (106, 106, 3)
-    assert min(curve.std(), plot.std()) > 10  # something is drawn
+    assert min(scatter.std(), curves.std()) > 10  # something is drawn
 
 
 @pytest.mark.slow
@@ -203,14 +272,18 @@ def test_imagenet(run):
     notebook, findings = run(
         "imagenet",
         "MODEL, LABEL, LAYERS, NUM_STEPS, NUM_PICTURES = 'demo', 'ball', 'all', 2, 2",
-        "findings = {'pictures': np.array(pictures).tolist(), 'label': label}\n"
-        "findings |= {'settings': dataclasses.replace(settings, layer_weights=None)}\n"
-        "from maskgit_jax import sampling\n"
-        "findings |= {'compilations': sampling._advance._cache_size()}",
+        "own = guidance.sketch(model, sketch, 0, num_samples=2, num_steps=2, lambda_s=0.9)\n"
+        "from maskgit_jax.sampling import batched\n"
+        "findings = {'pictures': pictures.tolist(), 'own': own.images.tolist()}\n"
+        "findings |= {'settings': own.settings, 'compilations': batched._advance._cache_size()}",
     )
     # λ_s as released; guidance, mask rates, temperatures, the rest: the model's presets.
-    assert findings["settings"] == [None, 0.9, 0.3, 1.0, 0.05, 0, 0, 1, 1, 0]
-    assert (findings["label"], findings["compilations"]) == (0, 1)
+    preset = model_config("demo").presets["masksketch"]
+    changed = {"label": 0, "seed": 0, "kernel": "jnp", "lambda_s": 0.9, "num_steps": 2}
+    assert findings["settings"] == preset | changed
+    values = [findings["settings"][knob.name] for knob in fields(StructureSettings)[1:]]
+    assert values == [0.9, 0.3, 1.0, 0.05, 0, 0, 1, 1, 0]
+    assert (findings["pictures"], findings["compilations"]) == (findings["own"], 1)
     sketch, sheet = pictures(notebook)
     assert sketch.shape == (48, 48, 3)
     # Gaps of eight, frames of one.
