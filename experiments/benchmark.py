@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.app import cli
 from experiments.app.files import to_json
 from experiments.app.flag_groups import GuidanceFlags, read_guidance
+from experiments.benchmarks import tables
 from experiments.benchmarks.cost import VARIANTS
 from experiments.benchmarks.plain import PlainMaskSketch
 from experiments.benchmarks.worker import RATE, TASKS, Job, serve

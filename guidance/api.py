@@ -56,7 +56,8 @@ def sketch(
       batch_size: pictures sampled together.
       fit: how a sketch that is not square fits, "pad" or "crop".
       fast: few steps with several proposals in each (docs/steps.md).
-      knobs: `lambda_s`, `guidance_scale`, `num_steps`, `layers`, … : see `settings.guidance_settings`.
+      knobs: `lambda_s`, `guidance_scale`, `num_steps`, `layers`, …, see
+        `settings.guidance_settings`.
 
     Raises:
       InputError: no picture, an unknown class or setting, or a value that is not allowed.
