@@ -103,8 +103,9 @@ def _job(flags: Flags) -> Job:
 
 def _measure(job: Job, one_by_one: bool) -> tables.Measured:
     """Each role's answers; they take turns unless the device serves one process at a time."""
-    roles, flags, measured = (RATE, *job.flags.variants), job.flags, {}
-    seeds = (0, *range(flags.repeats), None)
+    flags, seeds = job.flags, (0, *range(job.flags.repeats), None)
+    roles = RATE, *flags.variants
+    measured: tables.Measured = {role: {} for role in roles}
     title = f"{flags.model}, batch {flags.batch_size}"
     with tqdm(total=len(roles) * len(seeds), desc=title, unit="question", mininterval=0) as bar:
         for group in [[role] for role in roles] if one_by_one else [roles]:
@@ -112,7 +113,8 @@ def _measure(job: Job, one_by_one: bool) -> tables.Measured:
                 workers = {r: stack.enter_context(_worker(job._replace(role=r))) for r in group}
                 for seed, role in itertools.product(seeds, group):
                     bar.set_postfix_str(f"{role}: {'check' if seed is None else 'draw'}")
-                    measured[role] = _answers(workers[role], seed)
+                    if "error" not in measured[role] and (seed, role) != (None, RATE):
+                        measured[role] = _answers(workers[role], seed)
                     bar.update()
     if all("error" in found for found in measured.values()):
         raise InputError(f"nothing could be measured: {measured[RATE]['error']}")

@@ -90,8 +90,8 @@ class Step(NamedTuple):
     @property
     def columns(self) -> int:
         """Ids that the variant computes logits of."""
-        config = self.config
-        return config.vocabulary_size if self.variant == "plain" else config.codebook_size
+        plain = self.variant == "plain"
+        return self.config.vocabulary_size if plain else self.config.codebook_size
 
     def operations(self, task: str = "decode") -> Parts:
         """Of the step ("decode"), or of its structure score alone ("score").
@@ -107,15 +107,11 @@ class Step(NamedTuple):
         queries_and_keys = 4 * config.sequence_length * config.hidden_size**2
         # Of a single round the compiler makes no loop, and drops what nothing needs.
         last = queries_and_keys if plain or not highest else 2 * queries_and_keys + one_map
-        parts = {
-            "logits": (2 if plain or self.guided else 1) * logits,
-            "structure pass": highest * layer + last,
-            "comparison": one_map * (1 if plain else 1 + len(self.layers)),
-        }
+        passes = 0 if task == "score" else 2 if plain or self.guided else 1
         return {
-            name: self.batch * count
-            for name, count in parts.items()
-            if task == "decode" or name != "logits"
+            "logits": self.batch * passes * logits,
+            "structure pass": self.batch * (highest * layer + last),
+            "comparison": self.batch * one_map * (1 if plain else 1 + len(self.layers)),
         }
 
     def moved(self, number_bytes: int, maps_in_memory: bool = True) -> Parts:

@@ -27,18 +27,18 @@ _UNITS = {
 }
 """Of each kind of figure, from a least value on: the unit, digits, the unit's name."""
 
-_ROWS = (
-    ("compilation", "time", "compile_seconds"),
-    ("time per {one}", "time", "step_seconds"),
-    ("time per {one} and sample", "time", "step_seconds_per_sample"),
-    ("time per sample of {full_steps} steps", "time", "sample_seconds"),
-    ("peak memory", "bytes", "peak_bytes"),
-    ("XLA's temporary memory", "bytes", "temporary_bytes"),
-    ("operations per {one}, formula", "count", "operations"),
-    ("operations per second", "count", "operations_per_second"),
-    ("share of the measured product rate", "share", "share_of_rate"),
-    ("formula / XLA's count", "number", "ratio"),
-)
+_ROWS = {
+    "compile_seconds": ("time", "compilation"),
+    "step_seconds": ("time", "time per {one}"),
+    "step_seconds_per_sample": ("time", "time per {one} and sample"),
+    "sample_seconds": ("time", "time per sample of {full_steps} steps"),
+    "peak_bytes": ("bytes", "peak memory"),
+    "temporary_bytes": ("bytes", "XLA's temporary memory"),
+    "operations": ("count", "operations per {one}, formula"),
+    "operations_per_second": ("count", "operations per second"),
+    "share_of_rate": ("share", "share of the measured product rate"),
+    "ratio": ("number", "formula / XLA's count"),
+}
 
 
 def summary(job: Job, machine: dict[str, Any], measured: Measured) -> dict[str, Any]:
@@ -106,11 +106,10 @@ def _ratios(plain: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 def _equality(task: str, plain: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
     """Whether the variants agree, over all draws (one seed each)."""
     if task == "decode":
-        found = {"tokens": plain.size, "equal_tokens": int(np.sum(plain == ours))}
-    else:
-        difference = float(np.max(np.abs(plain - ours)))
-        found = {"largest_distance": float(np.max(plain)), "largest_difference": difference}
-    return {"seeds": len(plain), **found}
+        equal = int(np.sum(plain == ours))
+        return {"seeds": len(plain), "tokens": plain.size, "equal_tokens": equal}
+    difference, largest = float(np.max(np.abs(plain - ours))), float(np.max(plain))
+    return {"seeds": len(plain), "largest_distance": largest, "largest_difference": difference}
 
 
 def case_table(case: dict[str, Any]) -> str:
@@ -118,17 +117,15 @@ def case_table(case: dict[str, Any]) -> str:
     machine, figures, decoded = case["machine"], case["figures"], case["task"] == "decode"
     variants, ratios = figures["variants"], figures.get("ratios", {})
     rows = [["", *variants] + ["ours / plain"] * bool(ratios)]
-    for title, kind, name in _ROWS:
+    for name, (_, title) in _ROWS.items():
         if name == "sample_seconds" and not decoded:
             continue
-        one = "step" if decoded else "score"
-        row = [title.format(one=one, full_steps=case["full_steps"])]
-        row += [_figure(variant, name, kind) for variant in variants.values()]
+        title = title.format(one="step" if decoded else "score", full_steps=case["full_steps"])
+        row = [title, *(_figure(variant, name) for variant in variants.values())]
         if ratios:
             row.append(show(ratios[name]) if name in ratios else "")
         if ratios and name == "step_seconds":
-            least, most = (show(ratios[f"{name}_{which}"]) for which in ("least", "most"))
-            row[-1] += f" ({least} to {most})"
+            row[-1] += f" ({show(ratios[f'{name}_least'])} to {show(ratios[f'{name}_most'])})"
         rows.append(row)
     rate = figures["matrix_products"]
     if "error" in rate:
@@ -164,12 +161,8 @@ def cases_table(cases: list[dict[str, Any]]) -> str:
     for case in cases:
         figures = case["figures"]
         step, share, peak = (
-            [_figure(figures["variants"].get(role, {}), name, kind) for role in VARIANTS]
-            for name, kind in (
-                ("step_seconds", "time"),
-                ("share_of_rate", "share"),
-                ("peak_bytes", "bytes"),
-            )
+            [_figure(figures["variants"].get(role, {}), name) for role in VARIANTS]
+            for name in ("step_seconds", "share_of_rate", "peak_bytes")
         )
         ratio = show(figures.get("ratios", {}).get("step_seconds"))
         rows.append([case["model"], str(case["batch"]), *step, ratio, *share, *peak])
@@ -193,11 +186,9 @@ def step_table(
     for (name, config), batch in itertools.product(configs.items(), batches):
         plain, ours = (Step(config, layers, variant, batch) for variant in VARIANTS)
         operations = [sum(step.operations().values()) for step in (plain, ours)]
-        moved = [
-            sum(parts.values()) for parts in (plain.moved(4), ours.moved(2), ours.moved(2, False))
-        ]
+        moved = plain.moved(4), ours.moved(2), ours.moved(2, maps_in_memory=False)
         row = [name, str(batch), *(f"{count / 1e12:.2f} T" for count in operations)]
-        rows.append(row + [f"{count / 1e9:.1f} GB" for count in moved])
+        rows.append(row + [f"{sum(parts.values()) / 1e9:.1f} GB" for parts in moved])
     return markdown(rows)
 
 
@@ -228,9 +219,9 @@ def markdown(rows: Iterable[list[str]]) -> str:
     return "\n".join([head, "| --- " * (head.count("|") - 1) + "|", *body, ""])
 
 
-def _figure(variant: dict[str, Any], name: str, kind: str) -> str:
+def _figure(variant: dict[str, Any], name: str) -> str:
     """A figure of a variant or of its check; a dash for one that failed."""
-    return show({**variant.get("check", {}), **variant}.get(name), kind)
+    return show((variant.get("check", {}) | variant).get(name), _ROWS[name][0])
 
 
 def show(value: int | float | None, kind: str = "number") -> str:

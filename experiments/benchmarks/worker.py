@@ -30,7 +30,7 @@ from experiments.benchmarks.plain import PlainMaskSketch
 from guidance import masksketch
 from guidance.masksketch import MaskSketch
 from guidance.settings import Guided
-from guidance.structure import structure_distance, traced
+from guidance.structure import traced
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.devices import copy_to_devices
 from maskgit_jax.errors import InputError, printable
@@ -72,30 +72,25 @@ class Job(NamedTuple):
 
 
 def serve(connection: Connection, job: Job) -> None:
-    """Answers each seed, and None by the check, with all draws so far; or with an error."""
+    """Answers a seed, or None by the check, with all so far; an error is its last answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the asker's to deal with.
     jax.config.update("jax_enable_compilation_cache", False)
     # What was asked for before would still be running while the next function is compiled.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    answers, variant = {"draws": []}, None
-    while True:
-        seed = connection.recv()
-        try:
-            if "error" in answers or (job.role == RATE and seed is None):
-                pass
-            elif job.role == RATE:
-                answers["draws"].append(product_rates(job))
+    answers: dict[str, Any] = {"draws": []}
+    try:
+        variant = None if job.role == RATE else Variant(job)
+        while True:
+            seed = connection.recv()
+            if seed is None:
+                answers["check"] = variant.check()
             else:
-                variant = variant or Variant(job)
-                if seed is None:
-                    answers["check"] = variant.check()
-                else:
-                    answers["draws"].append(variant.draw(seed))
-        except InputError as error:
-            answers = error
-        except Exception as error:  # out of memory, most likely: the other variants go on
-            answers = {"error": f"{type(error).__name__}: {printable(error)}"}
-        connection.send(answers)
+                answers["draws"].append(variant.draw(seed) if variant else product_rates(job))
+            connection.send(answers)
+    except InputError as error:
+        connection.send(error)
+    except Exception as error:  # out of memory, most likely: the other variants go on
+        connection.send({"error": f"{type(error).__name__}: {printable(error)}"})
 
 
 def machine() -> dict[str, Any]:
@@ -158,16 +153,14 @@ def _product_seconds(a: Array, b: Array) -> float:
 
 
 def _programs(job: Job) -> tuple[Callable, Callable, Any]:
-    """A batch's start, its steps or score, and what its samples share of either's arguments.
+    """`start(params, sketch_tokens, keys)`, `run(params, shared, *started, first, last)`; `shared`.
 
-    `start(params, sketch_tokens, keys) -> (guides, states)`;
-    `run(params, shared, guides, states, first_step, last_step) -> states`, by a score with the
-    distances of what is sampled as memory.
+    Both of batches. A score runs no step: it leaves the distances in the states' memory.
     """
     transformer, settings = Transformer(job.config.transformer), job.guided.settings
     if job.role == "plain":
         method = PlainMaskSketch(transformer.config, settings, job.guided.options["divergence"])
-        start, distance, shared = method.start, method.distance, None
+        start, shared = method.start, None
     else:
         method, shared = job.method, jnp.asarray(settings.layer_weights) > 0
         settings = traced(settings)
@@ -178,15 +171,14 @@ def _programs(job: Job) -> tuple[Callable, Callable, Any]:
             given = nowhere, tokens, everywhere, settings, key
             return masksketch.start(transformer, params, *given)
 
-        def distance(params, used_layers, guide, ids):
-            options = method.divergence, method.kernel
-            return structure_distance(transformer, params, ids, guide.target, used_layers, *options)
-
     def run(params, shared, guide, state, first_step, last_step):
-        if job.flags.task == "score":
-            return state._replace(memory=(distance(params, shared, guide, state.sampled),))
         predict, remask, *draw = method(transformer, params, shared, guide, job.flags.num_steps)
-        return decode(predict, remask, state, first_step, last_step, *draw)
+        if job.flags.task == "decode":
+            return decode(predict, remask, state, first_step, last_step, *draw)
+        # The compiler drops all that serves the choice of ids.
+        logits = jnp.zeros((len(state.ids), transformer.config.codebook_size))
+        found = remask(0, state.ids, state.sampled, logits, state.key, *state.memory)
+        return state._replace(memory=found[2:])
 
     run = jax.jit(jax.vmap(run, (None, None, 0, 0, None, None)), donate_argnums=3)
     return jax.jit(jax.vmap(start, (None, 0, 0))), run, shared
