@@ -4,12 +4,11 @@ Operations are those of matrix products, two for a multiplication and its additi
 crosses the device's memory if every product reads its inputs and writes its output once and all
 else is fused into a product beside it. Letters: `S` tokens with the class token, `D` width, `M`
 width of an MLP's inner layer, `H` heads, `K` codes, `V` vocabulary, `B` batch, `e` bytes of a
-number. Two variants: `ours` and `plain` (see `benchmarks.plain`), each for what it really runs;
-`layers` are those that are compared, from 0 up.
+number. Two variants: `ours` and `plain` (see `benchmarks.plain`), each for what it really runs.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from maskgit_jax.config import TransformerConfig
 
@@ -22,17 +21,15 @@ _FLOAT32 = 4
 
 
 class Device(NamedTuple):
-    """What a device can do at most, by its maker.
-
-    Attributes:
-      operations: bfloat16 matrix products per second, dense.
-      bytes: of its memory, per second.
-      chips: devices that share the samples.
-    """
+    """By its maker: dense bfloat16 operations and bytes a second, of each of so many chips."""
 
     operations: float
     bytes: float
     chips: int = 1
+
+    def least_seconds(self, operations: int | float, moved: int | float) -> float:
+        """The roofline: what one chip needs at least, limited by its products or its memory."""
+        return max(operations / self.operations, moved / self.bytes)
 
 
 DEVICES = {
@@ -44,67 +41,21 @@ DEVICES = {
 
 def layer_operations(config: TransformerConfig) -> int:
     """Of one layer and one sequence: 2·S·(4·D² + 2·D·M) + 4·S²·D."""
-    return 2 * config.sequence_length * _layer_weights(config) + 2 * map_operations(config)
+    return 2 * config.sequence_length * _layer_weights(config) + 2 * _map_operations(config)
 
 
 def _layer_weights(config: TransformerConfig) -> int:
     return 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
 
 
-def map_operations(config: TransformerConfig) -> int:
+def _map_operations(config: TransformerConfig) -> int:
     """Of one layer's maps, queries times keys, and of their product with the values: 2·S²·D."""
     return 2 * config.sequence_length**2 * config.hidden_size
 
 
 def head_operations(config: TransformerConfig, columns: int) -> int:
     """Of the output head with logits over `columns` ids: 2·S·(D² + D·columns)."""
-    return 2 * config.sequence_length * _head_weights(config, columns)
-
-
-def _head_weights(config: TransformerConfig, columns: int) -> int:
-    return config.hidden_size**2 + config.hidden_size * columns
-
-
-def _columns(config: TransformerConfig, variant: str) -> int:
-    """Ids that a variant computes logits of."""
-    return config.vocabulary_size if variant == "plain" else config.codebook_size
-
-
-def step_operations(
-    config: TransformerConfig, layers: Collection[int], variant: str, *, guided: bool = True
-) -> Parts:
-    """Of one step of one sample.
-
-    The plain variant's structure pass asks for all layers, and the compiler drops what follows the
-    queries and keys of the highest of `layers`; ours loops over alike rounds, and leaves out the
-    highest one's MLP. Attention computes the sample's maps but those of the plain variant's highest
-    layer. Ours computes the sketch's anew, the plain variant holds them. Where ours is not
-    `guided`, it computes no logits of another class.
-    """
-    layer, one_map, highest = layer_operations(config), map_operations(config), max(layers)
-    plain = variant == "plain"
-    logits = config.num_layers * layer + head_operations(config, _columns(config, variant))
-    queries_and_keys = 4 * config.sequence_length * config.hidden_size**2
-    # Of a single round the compiler makes no loop, and drops what nothing needs.
-    last = queries_and_keys if plain or not highest else 2 * queries_and_keys + one_map
-    return {
-        "logits": (2 if plain or guided else 1) * logits,
-        "structure pass": highest * layer + last,
-        "comparison": one_map * (1 if plain else 1 + len(layers)),
-    }
-
-
-def task_operations(
-    config: TransformerConfig,
-    layers: Collection[int],
-    variant: str,
-    task: str,
-    *,
-    guided: bool = True,
-) -> int:
-    """Of one sample's step (`task` "decode"), or of its structure score alone ("score")."""
-    parts = step_operations(config, layers, variant, guided=guided)
-    return sum(value for name, value in parts.items() if task == "decode" or name != "logits")
+    return 2 * config.sequence_length * config.hidden_size * (config.hidden_size + columns)
 
 
 def layer_bytes(
@@ -123,55 +74,71 @@ def layer_bytes(
     return _layer_weights(config) * number_bytes + sequences * config.sequence_length * per_token
 
 
-def head_bytes(config: TransformerConfig, sequences: int, number_bytes: int, columns: int) -> int:
-    """Of the output head: its weights once, and B·S·((4·D)·e + 4·columns); logits are float32."""
-    per_token = 4 * config.hidden_size * number_bytes + _FLOAT32 * columns
-    weights = _head_weights(config, columns) * number_bytes
-    return weights + sequences * config.sequence_length * per_token
+class Step(NamedTuple):
+    """One step of a batch.
 
-
-def step_bytes(
-    config: TransformerConfig,
-    layers: Collection[int],
-    variant: str,
-    batch: int,
-    number_bytes: int,
-    maps_in_memory: bool = True,
-) -> Parts:
-    """Of one step of `batch` samples.
-
-    Comparing costs ours the sketch's queries and keys, and its logits written and read; the plain
-    variant reads the sketch's maps, and writes and reads the sample's logits and maps.
+    `layers` are those that are compared, from 0 up. Without `guided`, ours computes no logits of
+    another class.
     """
-    plain, tokens = variant == "plain", config.sequence_length
-    passes, sequences = (2, batch) if plain else (1, 2 * batch)
-    layer, layer_logits = (
-        layer_bytes(config, count, number_bytes, maps_in_memory=maps_in_memory)
-        for count in (batch, sequences)
-    )
-    head = head_bytes(config, sequences, number_bytes, _columns(config, variant))
-    map_bytes = config.num_heads * tokens**2 * _FLOAT32
-    ours = 2 * tokens * config.hidden_size * number_bytes + 2 * map_bytes * maps_in_memory
-    return {
-        "logits": passes * (config.num_layers * layer_logits + head),
-        "structure pass": (max(layers) + 1) * layer,
-        "comparison": batch * len(layers) * (5 * map_bytes if plain else ours),
-    }
 
+    config: TransformerConfig
+    layers: Collection[int]
+    variant: str
+    batch: int = 1
+    guided: bool = True
 
-def least_seconds(operations: int | float, moved: int | float, device: Device) -> float:
-    """The roofline: what one chip needs at least, limited by its products or by its memory."""
-    return max(operations / device.operations, moved / device.bytes)
+    @property
+    def columns(self) -> int:
+        """Ids that the variant computes logits of."""
+        plain = self.variant == "plain"
+        return self.config.vocabulary_size if plain else self.config.codebook_size
 
+    def operations(self, task: str = "decode") -> Parts:
+        """Of the step ("decode"), or of its structure score alone ("score").
 
-def step_seconds(
-    config: TransformerConfig,
-    layers: Collection[int],
-    device: Device,
-    batch: int,
-    maps_in_memory: bool = True,
-) -> float:
-    """The least time of one step of `batch` samples on one chip, ours in bfloat16."""
-    operations = batch * sum(step_operations(config, layers, "ours").values())
-    moved = step_bytes(config, layers, "ours", batch, 2, maps_in_memory)
-    return least_seconds(operations, sum(moved.values()), device)
+        The plain variant's structure pass asks for all layers, and the compiler drops what follows
+        the queries and keys of the highest of `layers`; ours loops over alike rounds, and leaves
+        out the highest one's MLP. Attention computes the sample's maps but those of the plain
+        variant's highest layer. Ours computes the sketch's anew, the plain variant holds them.
+        """
+        config, plain, highest = self.config, self.variant == "plain", max(self.layers)
+        layer, one_map = layer_operations(config), _map_operations(config)
+        logits = config.num_layers * layer + head_operations(config, self.columns)
+        queries_and_keys = 4 * config.sequence_length * config.hidden_size**2
+        # Of a single round the compiler makes no loop, and drops what nothing needs.
+        last = queries_and_keys if plain or not highest else 2 * queries_and_keys + one_map
+        passes = 0 if task == "score" else 2 if plain or self.guided else 1
+        return {
+            "logits": self.batch * passes * logits,
+            "structure pass": self.batch * (highest * layer + last),
+            "comparison": self.batch * one_map * (1 if plain else 1 + len(self.layers)),
+        }
+
+    def moved(self, number_bytes: int, maps_in_memory: bool = True) -> Parts:
+        """Bytes of the step.
+
+        Of the output head: its weights once, and B·S·(4·D·e + 4·columns), logits being float32.
+        Comparing costs ours the sketch's queries and keys, and its logits written and read; the
+        plain variant reads the sketch's maps, and writes and reads the sample's logits and maps.
+        """
+        config, plain = self.config, self.variant == "plain"
+        tokens, width = config.sequence_length, config.hidden_size
+        passes, sequences = (2, self.batch) if plain else (1, 2 * self.batch)
+        layer, layer_logits = (
+            layer_bytes(config, count, number_bytes, maps_in_memory=maps_in_memory)
+            for count in (self.batch, sequences)
+        )
+        head = width * (width + self.columns) * number_bytes
+        head += sequences * tokens * (4 * width * number_bytes + _FLOAT32 * self.columns)
+        map_bytes = config.num_heads * tokens**2 * _FLOAT32
+        ours = 2 * tokens * width * number_bytes + 2 * map_bytes * maps_in_memory
+        return {
+            "logits": passes * (config.num_layers * layer_logits + head),
+            "structure pass": (max(self.layers) + 1) * layer,
+            "comparison": self.batch * len(self.layers) * (5 * map_bytes if plain else ours),
+        }
+
+    def least_seconds(self, device: Device, *moved: Any) -> float:
+        """On one chip; `moved` as for that."""
+        operations, moved_bytes = self.operations().values(), self.moved(*moved).values()
+        return device.least_seconds(sum(operations), sum(moved_bytes))

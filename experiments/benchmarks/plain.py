@@ -19,7 +19,7 @@ no time beside the passes.
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,7 +32,7 @@ from guidance.masksketch import no_distances
 from guidance.structure import StructureSettings, mask_start, structure_remask, traced
 from maskgit_jax.config import TransformerConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.networks.transformer import LAYER_NORM_EPSILON, Embed, MlmLayer, Mlp, Transformer
+from maskgit_jax.networks.transformer import SelfAttention, Transformer
 from maskgit_jax.sampling.loop import MASK_ID, DecodeState, RandomKey, Tokens
 
 ABSENT = {"paper_weight": 1, "token_temperature": 1, "guidance_power": 0}
@@ -40,50 +40,30 @@ ABSENT = {"paper_weight": 1, "token_temperature": 1, "guidance_power": 0}
 
 LogMaps = Float[Array, "L H S S"]
 """Logarithms of the attention maps of the chosen layers."""
+PlainGuide = tuple[LogMaps, Int[Array, ""], Int[Array, ""]]
+"""What leads one sample: the sketch's maps, the other class, the number masked at the start."""
 
 
-class PlainAttention(nn.Module):
-    """Self-attention, residual, LayerNorm; parameters as in the released files."""
+def plain_pass(
+    config: TransformerConfig, params: Any, ids: Tokens
+) -> tuple[Float[Array, "S V"], list[list[Float[Array, "S H d"]]]]:
+    """The logits of `Transformer` with Flax's attention, and the queries and keys of each layer."""
+    attention, caught = nn.MultiHeadDotProductAttention(config.num_heads), []
 
-    config: TransformerConfig
+    def attend(ours, arguments, options, context):
+        if not isinstance(context.module, SelfAttention):
+            return ours(*arguments, **options)
+        mixed, kept = attention.apply(
+            context.module.variables,
+            arguments[0],
+            capture_intermediates=lambda module, _: module.name in ("query", "key"),
+            mutable=["intermediates"],
+        )
+        caught.append([kept["intermediates"][name]["__call__"][0] for name in ("query", "key")])
+        return mixed, None
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b S D"]) -> Float[Array, "*b S D"]:
-        attention = nn.MultiHeadDotProductAttention(self.config.num_heads, name="self_attention")
-        norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="attention_output_ln")
-        return norm(attention(x) + x)
-
-
-class PlainLayer(nn.Module):
-    """Attention and MLP."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b S D"]) -> Float[Array, "*b S D"]:
-        x = PlainAttention(self.config, name="Attention_0")(x)
-        return Mlp(self.config, name="Mlp_0")(x, deterministic=True)
-
-
-class PlainTransformer(nn.Module):
-    """`maskgit_jax.networks.transformer.Transformer` without what makes it faster."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, ids: Int[Array, "*b S"]) -> Float[Array, "*b S V"]:
-        x, words = Embed(self.config, name="Embed_0")(ids, deterministic=True)
-        for layer in range(self.config.num_layers):
-            x = PlainLayer(self.config, name=f"TransformerLayer_{layer}")(x)
-        return MlmLayer(self.config, name="MlmLayer_0")(x, words)
-
-
-class PlainGuide(NamedTuple):
-    """What leads one sample: the sketch's maps, the other class, the number masked at the start."""
-
-    target: LogMaps
-    other_token: Int[Array, ""]
-    num_masked: Int[Array, ""]
+    with nn.intercept_methods(attend):
+        return Transformer(config).apply({"params": params}, ids), caught
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +79,6 @@ class PlainMaskSketch:
     config: TransformerConfig
     settings: StructureSettings
     divergence: str
-    shared = None
 
     def __post_init__(self):
         for name, value in ABSENT.items():
@@ -109,10 +88,6 @@ class PlainMaskSketch:
         settings = dataclasses.replace(self.settings, layer_weights=weights)
         object.__setattr__(self, "settings", settings)
 
-    @property
-    def method(self) -> "PlainMaskSketch":
-        return self
-
     def start(self, params: Any, tokens: Tokens, key: RandomKey) -> tuple[PlainGuide, DecodeState]:
         """A sample before its first step; the sketch's maps are kept for all steps."""
         loop_key, start_key = jax.random.split(key)
@@ -120,35 +95,28 @@ class PlainMaskSketch:
         other_token = other_class_token(draws[0], tokens[0], Transformer(self.config))
         everywhere = jnp.ones(tokens.shape, bool)
         ids = mask_start(tokens, everywhere, self.settings.max_mask_rate, draws)
-        guide = PlainGuide(self._maps(params, tokens), other_token, jnp.sum(ids == MASK_ID))
+        guide = self._maps(params, tokens), other_token, jnp.sum(ids == MASK_ID)
         return guide, DecodeState(ids, ids, loop_key, no_distances(ids))
 
     def __call__(self, transformer, params, shared, guide: PlainGuide, num_steps):
-        """See `batched.Method`; layers unrolled and unstacked, so not by its `transformer`."""
-        scale, settings = self.settings.guidance_scale, traced(self.settings)
+        _, other_token, num_masked = guide
 
         def logits(ids: Tokens) -> Float[Array, "S K"]:
-            found = PlainTransformer(self.config).apply({"params": params}, ids)
-            return found[:, : self.config.codebook_size]
+            return plain_pass(self.config, params, ids)[0][:, : self.config.codebook_size]
 
         def predict(ids, step):
-            wanted, other = logits(ids), logits(ids.at[0].set(guide.other_token))
-            return wanted + scale * (wanted - other)
+            wanted, other = logits(ids), logits(ids.at[0].set(other_token))
+            return wanted + self.settings.guidance_scale * (wanted - other)
 
-        everywhere = jnp.ones(self.config.sequence_length)
-        remask = structure_remask(
-            functools.partial(self.distance, params, shared, guide),
-            guide.num_masked,
-            everywhere > 0,
-            everywhere,
-            settings,
-            num_steps=num_steps,
-        )
-        return predict, remask
+        distance = functools.partial(self.distance, params, shared, guide)
+        weights = jnp.ones(self.config.sequence_length)
+        settings = traced(self.settings)
+        given = distance, num_masked, weights > 0, weights, settings
+        return predict, structure_remask(*given, num_steps=num_steps)
 
     def distance(self, params: Any, shared: None, guide: PlainGuide, ids: Tokens):
         """Structure distance of each token to the sketch."""
-        log_p, log_q = guide.target, self._maps(params, ids)
+        log_p, log_q = guide[0], self._maps(params, ids)
         p, q = jnp.exp(log_p), jnp.exp(log_q)
         if self.divergence == "jeffreys":
             divergence = jnp.sum((p - q) * (log_p - log_q), axis=-1)
@@ -157,16 +125,10 @@ class PlainMaskSketch:
         return jnp.mean(divergence, axis=(0, 1))
 
     def _maps(self, params: Any, ids: Tokens) -> LogMaps:
-        _, kept = PlainTransformer(self.config).apply(
-            {"params": params},
-            ids,
-            capture_intermediates=lambda module, _: module.name in ("query", "key"),
-            mutable=["intermediates"],
-        )
+        _, caught = plain_pass(self.config, params, ids)
 
         def of_layer(layer: int) -> Float[Array, "H S S"]:
-            attention = kept["intermediates"][f"TransformerLayer_{layer}"]["Attention_0"]
-            query, key = (attention["self_attention"][n]["__call__"][0] for n in ("query", "key"))
+            query, key = caught[layer]
             query = query / math.sqrt(query.shape[-1])
             return jax.nn.log_softmax(jnp.einsum("qhd,khd->hqk", query, key))
 

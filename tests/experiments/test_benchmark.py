@@ -7,21 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmark import Flags
 from experiments.benchmarks import cost, tables
-from experiments.benchmarks.plain import PlainMaskSketch, PlainTransformer
-from experiments.benchmarks.worker import RATE, Draw, Job, make_runner, peak_bytes, reset_peak
+from experiments.benchmarks.plain import PlainMaskSketch, plain_pass
+from experiments.benchmarks.worker import RATE, Job, Variant, memory, reset_peak
 from guidance import masksketch
+from guidance.settings import Guided
 from guidance.structure import StructureSettings, layer_weights
-from maskgit_jax.checkpoints.checkpoint import parameter_shapes
 from maskgit_jax.config import TransformerConfig, write_config
 from maskgit_jax.model import with_class_token
 from maskgit_jax.networks.stacked import unstack_layers
-from maskgit_jax.networks.transformer import Transformer
+from maskgit_jax.networks.transformer import SelfAttention, Transformer
 from maskgit_jax.sampling.batched import decode_batch, sample_keys
 from tests.commands import ROOT, assert_refused
 from tests.conftest import make_model
@@ -49,21 +51,21 @@ def test_operations_counted_by_hand():
     # A head over all 30 ids, and over the 24 codes.
     full, codes = (17 * 2 * (16 * 16 + 16 * columns) for columns in (30, 24))
     queries_and_keys = 17 * 2 * 2 * 16 * 16
-    assert cost.step_operations(SMALL, [0, 2], "plain") == {
+    assert cost.Step(SMALL, [0, 2], "plain").operations() == {
         "logits": 2 * (3 * layer + full),
         "structure pass": 2 * layer + queries_and_keys,
         "comparison": maps,
     }
-    ours = cost.step_operations(SMALL, [0, 2], "ours")
+    ours = cost.Step(SMALL, [0, 2], "ours").operations()
     assert ours["logits"] == 2 * (3 * layer + codes)
     assert ours["comparison"] == 3 * maps
-    unguided = cost.step_operations(SMALL, [0, 2], "ours", guided=False)
+    unguided = cost.Step(SMALL, [0, 2], "ours", guided=False).operations()
     assert unguided["logits"] == 3 * layer + codes
-    score = cost.task_operations(SMALL, [0, 2], "ours", "score")
-    assert score == 2 * layer + 2 * queries_and_keys + 4 * maps
+    score = cost.Step(SMALL, [0, 2], "ours").operations("score")
+    assert sum(score.values()) == 2 * layer + 2 * queries_and_keys + 4 * maps
     # A single round is no loop.
-    score = cost.task_operations(SMALL, [0], "ours", "score")
-    assert score == queries_and_keys + 2 * maps
+    score = cost.Step(SMALL, [0], "ours").operations("score")
+    assert sum(score.values()) == queries_and_keys + 2 * maps
 
 
 def test_bytes_counted_by_hand():
@@ -73,7 +75,7 @@ def test_bytes_counted_by_hand():
     assert layer == 2 * weights + 3 * (2 * vectors + maps * (8 + 4))
     on_chip = cost.layer_bytes(SMALL, 3, 2, maps_in_memory=False)
     assert layer - on_chip == 3 * maps * 12
-    plain, ours = (cost.step_bytes(SMALL, [0, 2], name, 3, 4) for name in ("plain", "ours"))
+    plain, ours = (cost.Step(SMALL, [0, 2], name, batch=3).moved(4) for name in ("plain", "ours"))
     assert plain["comparison"] == 3 * 2 * 5 * 4 * maps
     assert ours["comparison"] == 3 * 2 * (2 * 4 * 17 * 16 + 2 * 4 * maps)
     # Ours reads the weights once for both classes.
@@ -86,20 +88,20 @@ def test_bytes_counted_by_hand():
 
 def test_the_roofline_is_the_slower_of_two():
     device = cost.Device(operations=100.0, bytes=10.0)
-    assert cost.least_seconds(300.0, 20.0, device) == 3.0
-    assert cost.least_seconds(300.0, 50.0, device) == 5.0
+    assert device.least_seconds(300.0, 20.0) == 3.0
+    assert device.least_seconds(300.0, 50.0) == 5.0
 
 
 def test_the_cost_tables_state_the_formulas():
     configs = {"small": SMALL}
-    operations = 8 * sum(cost.step_operations(SMALL, [0, 2], "ours").values())
+    operations = sum(cost.Step(SMALL, [0, 2], "ours", batch=8).operations().values())
     step = tables.step_table(configs, [0, 2], [8]).splitlines()[-1]
     assert step.startswith("| small | 8 | ")
     assert float(step.split("|")[4].removesuffix(" T ")) == pytest.approx(
         operations / 1e12, abs=0.006
     )
     device = cost.DEVICES["TPU v5e, 8 chips"]
-    of_step = cost.step_seconds(SMALL, [0, 2], device, batch=32)
+    of_step = cost.Step(SMALL, [0, 2], "ours", batch=32).least_seconds(device, 2)
     # As many as take ten hours at the ceiling, and a tenth of an hour.
     for hours, full, half in ((10, "10.0 h", "20.0 h"), (0.1, "6.0 min", "12.0 min")):
         sketches = round(hours * 3600 / of_step * 32 * 8 / 500)
@@ -108,18 +110,11 @@ def test_the_cost_tables_state_the_formulas():
         assert row[4:6] == [full, half]
 
 
-def job(**changes) -> Job:
-    return Job(
-        role="plain",
-        task="decode",
-        model="demo",
-        random_weights=True,
-        dtype="float32",
-        batch=2,
-        settings=StructureSettings(layer_weights=layer_weights([0, 2], 3)),
-        num_steps=8,
-        options={"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"},
-    )._replace(**changes)
+def job(config, role: str = "plain", layers=(0, 2)) -> Job:
+    weights = layer_weights(layers, config.transformer.num_layers)
+    options = {"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"}
+    guided = Guided(StructureSettings(layer_weights=weights), 8, options, {"layers": "0,2"})
+    return Job(role, Flags(model="small", random_weights=True, batch_size=2), config, guided)
 
 
 @pytest.mark.slow
@@ -169,25 +164,28 @@ def test_the_plain_variant_finds_the_same_distances(tiny, divergence):
 def test_the_plain_transformer_is_the_released_one(tiny):
     """Flax's attention module and ours: same parameters, same logits."""
     config = tiny.config.transformer
-    example = jax.ShapeDtypeStruct((1, 17), jnp.int32)
-    shapes = [parameter_shapes(m(config), example) for m in (PlainTransformer, Transformer)]
+    example = jnp.zeros((17, 16))
+    flax = nn.MultiHeadDotProductAttention(config.num_heads)
+    shapes = [
+        jax.tree.map(jnp.shape, module.init(jax.random.key(0), example, *given))
+        for module, *given in ((flax,), (SelfAttention(config), True, None))
+    ]
     assert shapes[0] == shapes[1]
-    params = {"params": unstack_layers(tiny.transformer_params)}
+    params = unstack_layers(tiny.transformer_params)
     ids = jnp.arange(17) % 24 - 1
-    expected = Transformer(config).apply(params, ids)
-    np.testing.assert_allclose(PlainTransformer(config).apply(params, ids), expected, atol=2e-5)
+    expected = Transformer(config).apply({"params": params}, ids)
+    logits, caught = plain_pass(config, params, ids)
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    assert np.shape(caught) == (3, 2, 17, 2, 8)
 
 
 @pytest.mark.slow
-def test_operations_agree_with_what_xla_counts(tmp_path, tiny):
+def test_operations_agree_with_what_xla_counts(tiny):
     """XLA also counts what is no product: between a twentieth and a tenth at this width."""
     tokenizer = dataclasses.replace(tiny.config.tokenizer, image_size=16, latent_size=8)
     config = dataclasses.replace(tiny.config, transformer=WIDE, tokenizer=tokenizer)
-    write_config(tmp_path / "config.json", config)
     for role in ("plain", "ours"):
-        given = job(role=role, model=str(tmp_path))
-        settings = dataclasses.replace(given.settings, layer_weights=layer_weights([0, 1], 2))
-        found = make_runner(given._replace(settings=settings)).check()
+        found = Variant(job(config, role, layers=(0, 1))).check()
         assert 0.9 < found["formula"] / found["xla"] < 1, role
         assert found["temporary_bytes"] > 0
 
@@ -197,37 +195,41 @@ def test_peak_memory_is_what_a_run_takes():
     held = reset_peak()
     np.ones(2**26, np.uint8)
     # The system counts pages in lots, so not to the byte.
-    assert 0.98 * 2**26 <= peak_bytes() - held < 1.2 * 2**26
+    assert 0.98 * 2**26 <= memory()[1] - held < 1.2 * 2**26
     held = reset_peak()
-    assert peak_bytes() - held < 2**24
+    assert memory()[1] - held < 2**24
 
 
-def draws(*steps: float, peak: int = 1000, ids=(1, 2, 3)) -> list[Draw]:
-    return [Draw(0.0, step, peak, np.array(ids)) for step in steps]
+def draws(*steps: float, compiling: float, peak: int = 1000, ids=(1, 2, 3)) -> list[dict]:
+    """The first draw compiles, and has figures that must not count."""
+    first = {"compile_seconds": compiling, "step_seconds": 1.0, "peak_bytes": 1, "values": [0]}
+    more = {"compile_seconds": 0.0, "peak_bytes": peak, "values": np.array(ids)}
+    return [first] + [more | {"step_seconds": step} for step in steps]
 
 
-def test_figures_of_a_case():
+MACHINE = {"device": "a chip", "cores": 2, "jax": "1"}
+
+
+def test_figures_of_a_case(tiny):
     check = {"layers": 3, "formula": 90, "xla": 100.0, "temporary_bytes": 400}
+    rates = [{"a": 5e9, "b": 5e9}, {"a": 1e6, "b": 3e6}, {"a": 1e6, "b": 4e6}, {"a": 9e6, "b": 3e6}]
     measured = {
-        RATE: {"draws": [{"a": 1e6, "b": 3e6}, {"a": 1e6, "b": 4e6}, {"a": 9e6, "b": 3e6}]},
-        "plain": {
-            "first": Draw(40.0, 1.0, 1, np.zeros(1)),
-            "draws": draws(2.0, 4.0, 4.0),
-            "check": check,
-        },
+        RATE: {"draws": rates},
+        "plain": {"draws": draws(2.0, 4.0, 4.0, compiling=40.0), "check": check},
         "ours": {
-            "first": Draw(4.0, 1.0, 1, np.zeros(1)),
-            "draws": draws(1.0, 3.0, 1.0, peak=250, ids=(1, 5, 3)),
+            "draws": draws(1.0, 3.0, 1.0, compiling=4.0, peak=250, ids=(1, 5, 3)),
             "check": check | {"temporary_bytes": 100},
         },
     }
-    found = tables.summary(job(), SMALL, 500, measured)
+    case = tables.summary(job(tiny.config), MACHINE, measured)
+    found = case["figures"]
     assert found["matrix_products"] == {"best": 3e6, "shapes": {"a": 1e6, "b": 3e6}}
     plain, ours = found["variants"]["plain"], found["variants"]["ours"]
     assert (plain["compile_seconds"], ours["compile_seconds"]) == (40.0, 4.0)
     assert (plain["step_seconds"], ours["step_seconds"]) == (4.0, 1.0)
-    assert plain["step_seconds_per_sample"] == 2.0 and plain["sample_seconds"] == 1000.0
-    operations = 2 * cost.task_operations(SMALL, [0, 2], "plain", "decode")
+    assert plain["step_seconds_per_sample"] == 2.0
+    assert plain["sample_seconds"] == 2.0 * case["full_steps"]
+    operations = sum(cost.Step(SMALL, [0, 2], "plain", batch=2).operations().values())
     assert plain["operations"] == operations
     assert plain["share_of_rate"] == pytest.approx(operations / 4 / 3e6)
     assert plain["check"]["ratio"] == 0.9
@@ -243,29 +245,16 @@ def test_figures_of_a_case():
     assert found["equality"] == {"seeds": 3, "tokens": 9, "equal_tokens": 6}
 
 
-def test_a_variant_that_failed_leaves_the_other():
+def test_a_variant_that_failed_leaves_the_other(tiny):
     check = {"layers": 3, "formula": 90, "xla": None, "temporary_bytes": 400}
-    first = Draw(9.0, 1.0, 1, np.zeros(1))
     measured = {
         RATE: {"error": "lost"},
         "plain": {"error": "out of memory"},
-        "ours": {"first": first, "draws": draws(1.0), "check": check},
+        "ours": {"draws": draws(1.0, compiling=9.0), "check": check},
     }
-    figures = tables.summary(job(), SMALL, 500, measured)
-    assert figures.keys() == {"matrix_products", "variants"}
-    assert figures["variants"]["ours"]["share_of_rate"] is None
-    case = {
-        "machine": {"device": "a chip", "cores": 2, "jax": "1"},
-        "figures": figures,
-        "model": "small",
-        "random_weights": True,
-        "task": "decode",
-        "batch": 2,
-        "dtype": "float32",
-        "num_steps": 8,
-        "full_steps": 500,
-        "settings": {"layers": "0,2"},
-    }
+    case = tables.summary(job(tiny.config), MACHINE, measured)
+    assert case["figures"].keys() == {"matrix_products", "variants"}
+    assert case["figures"]["variants"]["ours"]["share_of_rate"] is None
     table = tables.case_table(case)
     assert "| time per step | – | 1 s |" in table
     assert "plain failed: out of memory" in table
