@@ -6,7 +6,7 @@
     python -m experiments.edit --image=photo.png --label=house --panorama=4
 
 The label says what is to be seen: the picture's own class (inpainting) or another
-(class-conditional editing). A mask is white where the picture is to be made anew; --sketch guides
+(class-conditional editing). A mask is white where the picture is sampled again; --sketch guides
 there as in `experiments.sketch`, and only then the flags of structure guidance count. Writes the
 pictures as they are made, `results.jsonl` (one line per picture) and in the end `grid.png` (first
 the picture, its mask outlined). A stopped run goes on when the same command is given again; those

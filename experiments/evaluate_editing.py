@@ -1,9 +1,9 @@
-"""Measures whether what was made anew in a picture is of its class, and shows no seam.
+"""Measures whether what was sampled again in a picture is of its class, and shows no seam.
 
     python -m experiments.evaluate_editing --output_dir=runs/editing
 
 Takes held-out photos of the demo world. Inpainting: a centred box of half the height and half the
-width is made anew. Outpainting: the right half is cut off and made anew from the left one. Beside
+width is sampled again. Outpainting: the right half is cut off and sampled from the left one. Beside
 the photos themselves and photos whose hole has the mean colour of the rest, each row tells:
 
 - class: the share of pictures that the judge (`experiments/demo_world/judge.py`) takes for the
@@ -14,8 +14,8 @@ the photos themselves and photos whose hole has the mean colour of the rest, eac
 
 "as the next class" asks for another class than the photo's (class-conditional editing). Prints two
 tables in Markdown; with --output_dir also writes the results (`experiments/studies/study.py`: a
-stopped evaluation goes on) and `grid.png` (rows: photo, holes, made anew, as the next class; photo,
-made anew).
+stopped evaluation goes on) and `grid.png` (rows: photo, holes, sampled again, as the next class;
+photo, sampled again).
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ from experiments.benchmarks.cost import Step
 from experiments.benchmarks.plain import PlainMaskSketch
 from guidance import masksketch
 from guidance.masksketch import MaskSketch
-from guidance.settings import Guided
+from guidance.settings import GuidanceSettings
 from guidance.structure import traced
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.devices import copy_to_devices
@@ -56,7 +56,7 @@ class Job(NamedTuple):
     role: str
     flags: Any
     config: ModelConfig
-    guided: Guided
+    guided: GuidanceSettings
 
     @property
     def method(self) -> MaskSketch:

@@ -83,11 +83,11 @@ def study_editing(
         "inpainting": in_hole(
             box,
             {
-                "made anew": (edit(fill_box, labels), labels),
+                "sampled again": (edit(fill_box, labels), labels),
                 "as the next class": (edit(fill_box, others), others),
             },
         ),
-        "outpainting": in_hole(right, {"made anew": (edit(outpaint, labels), labels)}),
+        "outpainting": in_hole(right, {"sampled again": (edit(outpaint, labels), labels)}),
     }
     record = record | {"weights": digests.of_weights(model)}
     studies = [Study(name, COLUMNS, rows, record, **places) for name, rows in tables.items()]
@@ -100,9 +100,9 @@ def study_editing(
     if studies[0].folder is not None:
         inpainted, outpainted = finished
         shown = [
-            *(inpainted[name] for name in ("photos", "mean colour", "made anew")),
+            *(inpainted[name] for name in ("photos", "mean colour", "sampled again")),
             inpainted["as the next class"],
-            *(outpainted[name] for name in ("mean colour", "made anew")),
+            *(outpainted[name] for name in ("mean colour", "sampled again")),
         ]
         save_pictures(studies[0].folder, {"grid.png": grid([row.shown for row in shown])})
 

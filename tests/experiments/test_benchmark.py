@@ -18,7 +18,7 @@ from experiments.benchmarks import cost, tables
 from experiments.benchmarks.plain import PlainMaskSketch, plain_pass
 from experiments.benchmarks.worker import RATE, Job, Variant, memory, reset_peak
 from guidance import masksketch
-from guidance.settings import Guided
+from guidance.settings import GuidanceSettings
 from guidance.structure import StructureSettings, layer_weights
 from maskgit_jax.config import TransformerConfig, write_config
 from maskgit_jax.model import with_class_token
@@ -113,7 +113,9 @@ def test_the_cost_tables_state_the_formulas():
 def job(config, role: str = "plain", layers=(0, 2)) -> Job:
     weights = layer_weights(layers, config.transformer.num_layers)
     options = {"divergence": "jeffreys", "num_proposals": 1, "kernel": "jnp"}
-    guided = Guided(StructureSettings(layer_weights=weights), 8, options, {"layers": "0,2"})
+    guided = GuidanceSettings(
+        StructureSettings(layer_weights=weights), 8, options, {"layers": "0,2"}
+    )
     return Job(role, Flags(model="small", random_weights=True, batch_size=2), config, guided)
 
 

@@ -89,9 +89,9 @@ def test_the_tables_are_printed_and_written(tmp_path):
         rows = json.loads((tmp_path / "out" / f"{table}.json").read_text())["rows"]
         assert rows["photos"]["seam"] == {"value": 1.0, "standard_error": 0.0}
         assert rows["photos"]["class"]["value"] == 1
-        for name in ("photos", "mean colour", "made anew"):
+        for name in ("photos", "mean colour", "sampled again"):
             assert rows[name]["kept"]["value"] == 1
-        assert rows["mean colour"]["edge"]["value"] > rows["made anew"]["edge"]["value"]
+        assert rows["mean colour"]["edge"]["value"] > rows["sampled again"]["edge"]["value"]
     assert "| as the next class | " in result.stdout
     assert read_image(tmp_path / "out/grid.png").shape[1] > 3 * 96
 

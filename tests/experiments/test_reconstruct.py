@@ -41,7 +41,7 @@ def test_less_is_reconstructed_from_fewer_ids(tmp_path):
         [row[name]["value"] for row in rows.values()]
         for name in ("psnr", "perceptual", "diversity")
     )
-    assert list(rows) == ["0 hidden", "0.25 hidden", "0.95 hidden"]
+    assert list(rows) == ["0 masked", "0.25 masked", "0.95 masked"]
     assert psnr[0] > psnr[1] > psnr[2] + 3
     assert distance[0] < distance[1] < distance[2]
     assert diversity[0] == 0 < diversity[1] < diversity[2]

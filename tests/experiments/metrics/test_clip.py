@@ -177,8 +177,11 @@ def test_cache_serves_without_a_network_and_a_missing_network_is_told_at_once(ti
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("1")
     program = (
-        "from experiments import cli, clip; clip.load_clip('tiny/clip'); print('loaded')\n"
-        "cli.run(clip.load_clip)"
+        "import dataclasses\n"
+        "from experiments.app import cli\n"
+        "from experiments.metrics import clip\n"
+        "clip.load_clip('tiny/clip'); print('loaded')\n"
+        "cli.run(lambda flags: clip.load_clip(), dataclasses.make_dataclass('Flags', []))"
     )
     closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     result = subprocess.run(
