@@ -1,7 +1,7 @@
 """What `benchmark` runs in a process of its own: one variant, or the measured product rate.
 
-A fresh process has compiled nothing, and its memory is its own. It answers the questions that it
-is sent by name, so that the asker can take turns between variants.
+A fresh process has compiled nothing, and its memory is its own. It does one draw when it is asked,
+so that the asker can take turns between variants.
 """
 
 import contextlib
@@ -77,15 +77,18 @@ def serve(connection: Connection, job: Job) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     # What was asked for before would still be running while the next function is compiled.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    answers: dict[str, Any] = {"draws": []}
+    answers, variant = {"draws": []}, None
     try:
-        variant = None if job.role == RATE else Variant(job)
         while True:
             seed = connection.recv()
-            if seed is None:
-                answers["check"] = variant.check()
+            if job.role == RATE:
+                answers["draws"].append(product_rates(job))
             else:
-                answers["draws"].append(variant.draw(seed) if variant else product_rates(job))
+                variant = variant or Variant(job)
+                if seed is None:
+                    answers["check"] = variant.check()
+                else:
+                    answers["draws"].append(variant.draw(seed))
             connection.send(answers)
     except InputError as error:
         connection.send(error)
