@@ -93,7 +93,9 @@ class Model:
 
 
 def with_class_token(
-    config: ModelConfig, labels: Int[Array, "*b"], ids: Int[Array, "*b N"]
+    config: ModelConfig,
+    labels: Int[Array | np.ndarray, "*b"],
+    ids: Int[Array | np.ndarray, "*b N"],
 ) -> Int[Array, "*b S"]:
     """The transformer's input: the class token K + label before the image ids."""
     tokens = labels[..., None] + config.transformer.codebook_size
