@@ -150,4 +150,6 @@ def test_every_command_runs_from_another_folder(python, tmp_path):
         assert (tmp_path / name).is_file()
     assert len(list((tmp_path / "sweep" / "pictures").glob("*.png"))) == 10
     assert (tmp_path / "sweep" / "report.html").is_file()
-    assert "compilation_cache: Keep" in (tmp_path / "help of report.txt").read_text()
+    assert (
+        "--compilation_cache\n      Keep compiled" in (tmp_path / "help of report.txt").read_text()
+    )
