@@ -18,7 +18,7 @@ size from the ImageNet model's, of any other from the demo model's.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +90,7 @@ def knob(
     *,
     low: int | float | None = None,
     high: int | float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Collection[str] | None = None,
     kind: type | None = None,
     static: bool = False,
 ) -> Any:
