@@ -43,7 +43,7 @@ from maskgit_jax.sampling.loop import (
 from maskgit_jax.sampling.maskgit import maskgit_predict
 
 
-class Guide(NamedTuple):
+class Conditioning(NamedTuple):
     """What leads one sample through all its steps.
 
     Attributes:
@@ -73,7 +73,7 @@ def make_guide(
     other_token: Int[Array, ""],
     paper_ids: Int[Array, "N"],
     settings: TracedSettings,
-) -> Guide:
+) -> Conditioning:
     """The guide of one sample; one pass over the sketch's ids.
 
     `paper_ids` are a blank picture's: where the sketch has the same, it is paper.
@@ -81,7 +81,7 @@ def make_guide(
     weights = settings.knobs.layer_weights
     paper = sketch_tokens[1:] == paper_ids
     token_weights = jnp.where(paper, settings.knobs.paper_weight, 1.0)
-    return Guide(
+    return Conditioning(
         target=Target(attention_inputs(transformer, params, sketch_tokens, len(weights)), weights),
         other_token=other_token,
         num_masked=jnp.sum(start_tokens == MASK_ID),
@@ -99,7 +99,7 @@ def start(
     region: Bool[Array, "S"],
     settings: TracedSettings,
     key: RandomKey,
-) -> tuple[Guide, DecodeState]:
+) -> tuple[Conditioning, DecodeState]:
     """One sample before its first step: the sketch's ids, most of the region's masked.
 
     Args:
@@ -173,7 +173,7 @@ class MaskSketch:
         transformer: Transformer,
         params: Any,
         used_layers: Bool[Array, "L"],
-        guide: Guide,
+        guide: Conditioning,
         num_steps: Int[Array, ""] | int,
     ):
         """See `batched.Method`; `used_layers` as in `structure.structure_distance`."""
@@ -324,7 +324,7 @@ def begin(
     seed: int | UInt32[Array, "B"],
     indices: Int[Array | np.ndarray, "B"],
     region: Bool[Array | np.ndarray, "B N"] | None = None,
-) -> tuple[Bool[Array, "L"], Guide, DecodeState]:
+) -> tuple[Bool[Array, "L"], Conditioning, DecodeState]:
     """What `batched.decode_batch` is given, arguments as for `sample`.
 
     Returns:
@@ -347,7 +347,7 @@ def begin(
 def token_distances(
     model: Model,
     used_layers: Bool[Array, "L"],
-    guide: Guide,
+    guide: Conditioning,
     tokens: Int[Array, "B S"],
     divergence: str = "jeffreys",
     kernel: str = "jnp",

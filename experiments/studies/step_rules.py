@@ -68,7 +68,7 @@ def schedule_lambda(first: float, last: float) -> Rule:
     """λ_s goes from one value to another over the steps."""
 
     def rule(batch: Batch) -> Made:
-        def change(guide: masksketch.Guide, step: int) -> masksketch.Guide:
+        def change(guide: masksketch.Conditioning, step: int) -> masksketch.Conditioning:
             share = first + (last - first) * step / max(batch.num_steps - 1, 1)
             lambda_s = jnp.full_like(guide.settings.knobs.lambda_s, share)
             settings = guide.settings._replace(
@@ -148,7 +148,9 @@ def _stream(batch: Batch, **options: Any) -> Iterator[masksketch.Samples]:
 
 def _run(
     batch: Batch,
-    change_guide: Callable[[masksketch.Guide, int], masksketch.Guide] = lambda guide, step: guide,
+    change_guide: Callable[
+        [masksketch.Conditioning, int], masksketch.Conditioning
+    ] = lambda guide, step: guide,
     change_state: Callable[[DecodeState], DecodeState] = lambda state: state,
 ) -> Int[np.ndarray, "B N"]:
     """Ids that come of changes between the steps; rows that fill up the devices are dropped."""
