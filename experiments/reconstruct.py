@@ -8,8 +8,8 @@ is masked and sampled anew, twice with other masks. Prints a table: PSNR and per
 (`maskgit_jax/training/perceptual.py`) of picture and reconstruction, and that of the two
 reconstructions, their diversity; ratio 0 is the tokenizer's round trip. The masks of a picture grow
 with the ratio. With --output_dir also writes the results (`experiments/studies/study.py`: a stopped
-study goes on), `reconstruction.png` (the curves) and `grid.png` (for each picture: what is left of
-it, then what was made of that, ratio by ratio).
+study goes on), `reconstruction.png` (the curves) and `grid.png` (for each picture: its
+unmasked part, then what was made of that, ratio by ratio).
 
 The pictures are held-out photos of the demo world, or those of a folder, named CLASS_ANYTHING.png
 or in a sub-folder for each class.

@@ -344,21 +344,6 @@ def begin(
     return copy_to_devices(used_layers), guide, state
 
 
-def token_distances(
-    model: Model,
-    used_layers: Bool[Array, "L"],
-    guide: Conditioning,
-    tokens: Int[Array, "B S"],
-    divergence: str = "jeffreys",
-    kernel: str = "jnp",
-) -> Float[Array, "B S"]:
-    """Each token's structure distance, of samples with nothing masked; the guide is `begin`'s."""
-    choices = model.transformer, divergence, kernel
-    spread = spread_over_devices(tokens)
-    found = _distances(*choices, model.params_on_devices, used_layers, guide.target, spread)
-    return found[: len(tokens)]
-
-
 def _paper_ids(model: Model) -> Int[Array, "N"]:
     """The ids of blank paper."""
     side = model.config.tokenizer.image_size
@@ -386,13 +371,3 @@ def _start(transformer, params, paper_ids, sketch_tokens, region, settings, seed
         return start(transformer, params, paper_ids, sketch_tokens, region, settings, key)
 
     return jax.vmap(each)(sketch_tokens, region, settings, seeds, indices)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _distances(transformer, divergence, kernel, params, used_layers, target, tokens):
-    def each(target, tokens):
-        return structure_distance(
-            transformer, params, tokens, target, used_layers, divergence, kernel
-        )
-
-    return jax.vmap(each)(target, tokens)

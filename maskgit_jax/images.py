@@ -199,7 +199,7 @@ def make_grid(
     (1 column, scale 1, gap 0).
     """
     if len(images) == 0:
-        raise InputError("a grid needs at least one picture, none was given")
+        raise InputError("a grid needs at least one picture: found none")
     sizes = sorted({image.shape[1::-1] for image in images})
     if len(sizes) > 1:
         listed = ", ".join(f"{width}x{height}" for width, height in sizes)

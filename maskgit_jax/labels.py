@@ -61,7 +61,7 @@ def _synonyms(entry: str) -> list[str]:
 
 
 def _key(name: str) -> str:
-    """What is left of a name when spelling habits are dropped: "Mud-Turtle " gives "mudturtle"."""
+    """A name without capitals, spaces, hyphens, underscores: "Mud-Turtle " gives "mudturtle"."""
     return re.sub(r"[\s_-]+", "", name.casefold())
 
 

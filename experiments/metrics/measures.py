@@ -200,7 +200,7 @@ def frechet_distance(
 
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) (Heusel et al. 2017, arXiv:1706.08500, equation 6). The
     fewer samples, the larger it comes out: compare figures of equal n alone. The error is that of
-    the n ≥ 3 features (jackknife); the m ≥ 2 of the reference are taken as given.
+    the n ≥ 3 features (jackknife); the m ≥ 2 of the reference have no share in the error.
     """
     features, reference = features.astype(np.float64), reference.astype(np.float64)
     centre = reference.mean(axis=0)

@@ -19,7 +19,7 @@ from experiments.benchmarks.plain import PlainMaskSketch, plain_pass
 from experiments.benchmarks.worker import RATE, Job, Variant, memory, reset_peak
 from guidance import masksketch
 from guidance.settings import GuidanceSettings
-from guidance.structure import StructureSettings, layer_weights
+from guidance.structure import StructureSettings, layer_weights, structure_distance
 from maskgit_jax.config import TransformerConfig, write_config
 from maskgit_jax.model import with_class_token
 from maskgit_jax.networks.stacked import unstack_layers
@@ -157,8 +157,12 @@ def test_the_plain_variant_finds_the_same_distances(tiny, divergence):
         return sampler.distance(params, None, guide, sampled)
 
     plain = distance(sketch, sampled)
-    target = masksketch.begin(tiny, sketch, settings, seed=0, indices=jnp.arange(2))[:2]
-    ours = masksketch.token_distances(tiny, *target, sampled, divergence)
+    used_layers, guide, _ = masksketch.begin(tiny, sketch, settings, seed=0, indices=jnp.arange(2))
+    ours = jax.vmap(
+        lambda target, ids: structure_distance(
+            tiny.transformer, tiny.transformer_params, ids, target, used_layers, divergence
+        )
+    )(guide.target, sampled)
     np.testing.assert_allclose(plain, ours, rtol=2e-5)
     assert np.std(plain) > 0.01
 
