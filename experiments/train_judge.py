@@ -31,7 +31,7 @@ from maskgit_jax.training import optimizers, train_state
 HELD_OUT_SEED = 2
 """Neither the training seed nor the scenes that `evaluate` draws."""
 
-_SIZE = 48  # pixels a side
+_SIZE = 96  # pixels a side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -63,10 +63,10 @@ class Verdict(NamedTuple):
 
 
 class Judge(nn.Module):
-    """A U-Net of three scales; the class is read off the two coarser ones.
+    """A U-Net of three scales on squares of 2×2 pixels; the class is read off the two coarser ones.
 
     Attributes:
-      widths: channels of each scale, from the full side down; the side halves in between.
+      widths: channels of each scale, from half the side down; the side halves in between.
       num_classes: number of classes.
       num_parts: number of parts, background included.
     """
@@ -77,8 +77,9 @@ class Judge(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> Logits:
-        """Judges pictures in [0, 1] whose sides are multiples of 4."""
+        """Judges pictures in [0, 1] whose sides are multiples of 8."""
         full, half, quarter = self.widths
+        batch, height, width, channels = images.shape
 
         def block(x, width, **conv):
             x = nn.Conv(width, (3, 3), use_bias=False, **conv)(x)
@@ -87,7 +88,9 @@ class Judge(nn.Module):
         def enlarge(x):
             return x.repeat(2, axis=1).repeat(2, axis=2)
 
-        fine = block(images - 0.5, full)
+        squares = images.reshape(batch, height // 2, 2, width // 2, 2, channels)
+        squares = squares.swapaxes(2, 3).reshape(batch, height // 2, width // 2, -1)
+        fine = block(squares - 0.5, full)
         middle = block(block(fine, half, strides=2), half)
         coarse = block(middle, quarter, strides=2)
         # Dilated: the whole object comes into view.
@@ -99,7 +102,10 @@ class Judge(nn.Module):
 
         middle = block(middle + enlarge(nn.Conv(half, (1, 1))(coarse)), half)
         fine = block(fine + enlarge(nn.Conv(full, (1, 1))(middle)), 2 * full)
-        return Logits(nn.Conv(self.num_parts, (1, 1))(fine), label, features)
+        parts = nn.Conv(4 * self.num_parts, (1, 1))(fine)
+        parts = parts.reshape(batch, height // 2, width // 2, 2, 2, self.num_parts)
+        parts = parts.swapaxes(2, 3).reshape(batch, height, width, self.num_parts)
+        return Logits(parts, label, features)
 
 
 def load_demo_world_model(name: str, dtype: str = "float32") -> Model:
@@ -115,8 +121,8 @@ def load_demo_world_model(name: str, dtype: str = "float32") -> Model:
     if model.config.class_names != world.CLASS_NAMES:
         raise InputError(f"--model={name}: its classes are not the demo world's; {known}")
     size = model.config.tokenizer.image_size
-    if size % 4:
-        raise InputError(f"--model={name}: image_size is {size}, expected a multiple of 4")
+    if size % 8:
+        raise InputError(f"--model={name}: image_size is {size}, expected a multiple of 8")
     return model
 
 
@@ -128,13 +134,13 @@ def load_judge(path: Path = JUDGE_CHECKPOINT) -> tuple[Judge, Any]:
     """
     judge = Judge()
     params = checkpoint.read_checkpoint(path)
-    shapes = checkpoint.parameter_shapes(judge, jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32))
+    shapes = checkpoint.parameter_shapes(judge, jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32))
     checkpoint.check_params(params, checkpoint.manifest_of(shapes), source=str(path))
     return judge, jax.tree.map(jnp.asarray, params)
 
 
 def predict(judge: Judge, params: Any, images: Float[np.ndarray, "b h w 3"]) -> Verdict:
-    """Parts, classes and features of pictures in [0, 1] whose sides are multiples of 4."""
+    """Parts, classes and features of pictures in [0, 1] whose sides are multiples of 8."""
     return map_rows(
         functools.partial(_predict, judge, params), images, batch_size=_BATCH, exact=True
     )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from maskgit_jax.networks.tokenizer import Tokenizer
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling import schedules
-from maskgit_jax.training import adversarial, perceptual
+from maskgit_jax.training import adversarial, codebook, perceptual
 
 Params = Any
 
@@ -45,11 +45,12 @@ def tokenizer_loss(
 
     Args:
       tokenizer: the model.
-      params: its weights.
+      params: its weights; the quantizer's may be `codebook.Averages`.
       images: pictures in [0, 1].
       key: unused.
       **options: `commitment_cost` (default 0.25), `entropy_weight` (0.1), `entropy_temperature`
-        (0.01) and `dtype` (float32), in which encoder and decoder compute; the terms are float32.
+        (0.01), `edge_weight` (0) of `edge_error`, and `dtype` (float32), in which encoder and
+        decoder compute; the terms are float32.
     """
     _, loss, metrics = _tokenizer_terms(tokenizer, params, images, **options)
     return loss, metrics
@@ -63,11 +64,16 @@ def _tokenizer_terms(
     commitment_cost: float = 0.25,
     entropy_weight: float = 0.1,
     entropy_temperature: float = 0.01,
+    edge_weight: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "b H W 3"], Float[Array, ""], Metrics]:
     """Reconstruction, loss and metrics of `tokenizer_loss`."""
+    quantizer = averages = params["quantizer"]
+    averaged = "codebook" not in averages
+    if averaged:
+        quantizer = {"codebook": jax.lax.stop_gradient(codebook.codes_of(averages))}
     # Distances between latents and codes are small differences: the codebook stays in float32.
-    variables = {"params": {**cast(params, dtype), "quantizer": params["quantizer"]}}
+    variables = {"params": {**cast(params, dtype), "quantizer": quantizer}}
     outputs = tokenizer.apply(variables, cast(images, dtype))
     reconstruction, latents, distances = cast(outputs, jnp.float32)
     codes = tokenizer.apply(variables, jnp.argmin(distances, axis=-1), method="codes")
@@ -87,7 +93,11 @@ def _tokenizer_terms(
         + codebook_term
         + commitment_cost * commitment_term
         + entropy_weight * (sample_entropy - usage_entropy)
+        + edge_weight * edge_error(error)
     )
+    if averaged:
+        flat = latents.reshape(-1, latents.shape[-1]), distances.reshape(-1, distances.shape[-1])
+        loss += codebook.usage_term(averages, *flat)
     metrics = {
         "loss": loss,
         "psnr": psnr(error),
@@ -103,9 +113,10 @@ def autoencoder_loss(
     images: Float[Array, "b H W 3"],
     key: Key[Array, ""] | None = None,
     *,
+    edge_weight: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Reconstruction (L1 + L2) without the quantizer; the tokenizer computes in `dtype`.
+    """Reconstruction (L1 + L2, `edge_error`) without the quantizer; computes in `dtype`.
 
     Trained on this first, the latents spread over what pictures need; a codebook put among them
     then starts with all its codes in use.
@@ -113,8 +124,13 @@ def autoencoder_loss(
     variables = {"params": cast(params, dtype)}
     reconstruction, _, _ = tokenizer.apply(variables, cast(images, dtype), quantize=False)
     error = reconstruction.astype(jnp.float32) - images
-    loss = jnp.mean(jnp.abs(error)) + jnp.mean(error**2)
+    loss = jnp.mean(jnp.abs(error)) + jnp.mean(error**2) + edge_weight * edge_error(error)
     return loss, {"loss": loss, "psnr": psnr(error)}
+
+
+def edge_error(error: Float[Array, "b H W 3"]) -> Float[Array, ""]:
+    """Mean difference of errors beside or below each other: large where an edge is blurred."""
+    return sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
 
 
 def adversarial_loss(

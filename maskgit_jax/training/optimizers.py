@@ -56,6 +56,15 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
 
+def moving_average(decay: float) -> optax.GradientTransformation:
+    """For weights that are averages: an update takes in 1 - `decay` of their "gradient"."""
+    return optax.stateless(
+        lambda taken, averages: jax.tree.map(
+            lambda x, average: (1 - decay) * (x - average), taken, averages
+        )
+    )
+
+
 def matrices(params: Params) -> Any:
     """Which axes of each weight are a matrix's inputs and outputs, for Muon; None for others.
 

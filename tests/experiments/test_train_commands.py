@@ -177,7 +177,7 @@ def test_a_folder_of_pictures_becomes_a_model(place, start):
 
 @pytest.mark.slow
 def test_runs_start_from_the_weights_of_a_model(place, start):
-    """With a learning rate of 0 they stay what they were."""
+    """With a learning rate of 0 they stay what they were, and what is not trained does anyhow."""
     source = place / "source"
     source.mkdir()
     (source / "config.json").write_text(json.dumps(TINY))
@@ -192,10 +192,18 @@ def test_runs_start_from_the_weights_of_a_model(place, start):
             checkpoint.parameter_shapes(module, example),
         )
         checkpoint.write_checkpoint(source / f"{name}_checkpoint", params)
-    common = (f"--init_from={source}", "--learning_rate=0", "--num_steps=2", *WORLD)
+    common = (f"--init_from={source}", "--num_steps=2", *WORLD)
+    fixed = (*common, "--learning_rate=0")
     processes = [
-        start(command, f"--model_dir={place / command}", *common)
-        for command in (TOKENIZER, TRANSFORMER)
+        start(TOKENIZER, f"--model_dir={place / TOKENIZER}", *fixed, "--codebook=gradient"),
+        start(TRANSFORMER, f"--model_dir={place / TRANSFORMER}", *fixed),
+        start(
+            TOKENIZER,
+            f"--model_dir={place / 'decoder'}",
+            *common,
+            "--part=decoder",
+            "--crop_size=8",
+        ),
     ]
     for process in processes:
         finish(process)
@@ -206,6 +214,16 @@ def test_runs_start_from_the_weights_of_a_model(place, start):
     ):
         trees = [checkpoint.read_checkpoint(folder / name) for folder in (source, place / command)]
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *trees)
+    before, after = (
+        checkpoint.read_checkpoint(folder / "tokenizer_checkpoint")
+        for folder in (source, place / "decoder")
+    )
+    for part in ("encoder", "quantizer"):
+        # Up to the rounding of the average weights.
+        same = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+        jax.tree.map(same, before[part], after[part])
+    kernels = (params["decoder"]["Conv_0"]["kernel"] for params in (before, after))
+    assert 1e-5 < np.abs(np.subtract(*kernels)).max() < 0.1
 
 
 @pytest.mark.slow
@@ -216,6 +234,11 @@ def test_bad_input_ends_with_one_line_and_status_2(place, start):
     folder = f"--model_dir={place / 'new'}"
     cases = {
         "--ema_decay=2: expected a number from 0 to 1": (TOKENIZER, folder, "--ema_decay=2"),
+        "--crop_size=5: expected a multiple of 2": (
+            *(TOKENIZER, folder, f"--config={place / 'tiny.json'}"),
+            "--crop_size=5",
+        ),
+        "--part=decoder needs a tokenizer": (TOKENIZER, folder, "--part=decoder"),
         "has no sub-folders": (TOKENIZER, folder, f"--data={existing}"),
         "no model 'nothing'": (TRANSFORMER, folder, "--init_from=nothing"),
         "a model folder needs a config.json": (TRANSFORMER, folder),

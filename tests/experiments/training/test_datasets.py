@@ -234,3 +234,23 @@ def test_rows_in_batches():
         [14, 15, 16, 17],
     ]
     assert [len(batch[0]) for batch in datasets.batches_of(rows, 32)] == [10]
+
+
+def test_detail_crops_are_squares_of_the_picture_around_what_changes():
+    rng = np.random.default_rng(0)
+    images = np.full((200, 24, 32, 3), 200, np.uint8)
+    # All that changes is one dot at row 6, column 20.
+    images[:, 6, 20] = 0
+    crops = datasets.detail_crops(images, 8, rng)
+    assert crops.shape == (200, 8, 8, 3)
+    shown = np.any(crops == 0, axis=(1, 2, 3))
+    assert shown.mean() > 0.9
+    # The dot is at the crop's middle or beside it.
+    rows, columns = np.argwhere(np.all(crops == 0, axis=-1))[:, 1:].T
+    assert set(rows) <= {3, 4, 5} and set(columns) <= {3, 4, 5}
+    # A flat picture has crops everywhere, of its own pixels.
+    flat = np.arange(24 * 32).reshape(1, 24, 32, 1) // 4 * np.ones(3, int)
+    flat = np.repeat(flat.astype(np.uint8), 50, axis=0)
+    for crop in datasets.detail_crops(flat, 8, rng):
+        windows = np.lib.stride_tricks.sliding_window_view(flat[0, ..., 0], (8, 8))
+        assert np.any(np.all(windows == crop[..., 0], axis=(2, 3)))
