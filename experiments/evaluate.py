@@ -11,8 +11,9 @@ guided, unguided, photo).
 Columns. Like the sketch: overlap of the object with the scene's (IoU) and of its parts (part mIoU),
 agreement of edges with the drawing's lines (F-score within 1/24 of the side, mean distance in
 sides), share of pictures of the right class, structure distance. Like a photo: Fréchet distance,
-precision and recall of the judge's features against photos of other scenes. Like a copy of the
-sketch: share of white backgrounds, share of the ids inside the object that are the sketch's own.
+precision and recall of the judge's features against photos of other scenes; share of pictures whose
+object's largest part has one colour. Like a copy of the sketch: share of white backgrounds and of
+the commonest background, share of the ids inside the object that are the sketch's own.
 
 Rows. Ceilings: the scenes' photos and their tokenizer round trips. Floors: "unguided" is plain
 MaskGIT sampling of the same classes, "lambda_s = 0" guided sampling without structure, "guided,

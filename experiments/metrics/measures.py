@@ -2,8 +2,9 @@
 
 Agreement with a drawing (`silhouette_iou`, `part_miou`, `edge_alignment`), realism of a set of
 pictures (`frechet_distance`, `within_manifold`, `inception_score`), fidelity of a copy (`psnr`,
-`ssim`), and what gives a copied drawing away (`white_background`, `shared_token_share`). Figures of
-single pictures come one per picture, for `mean_and_error`; figures of a set bring their own error.
+`ssim`, `sharpness`), and what gives a copied drawing away (`white_background`,
+`shared_token_share`). Figures of single pictures come one per picture, for `mean_and_error`;
+figures of a set bring their own error.
 """
 
 from typing import NamedTuple
@@ -18,6 +19,8 @@ _WHITE_LEVEL = 0.94
 _WHITE_BORDER_SHARE = 0.6
 _FAINT_EDGE, _CLEAR_EDGE = 0.08, 0.16  # steps of a colour channel
 _EDGE_TOLERANCE = 1 / 24  # of the side
+_SAME_COLOUR = 0.1
+_SAME_SHARE, _ONE_COLOUR_SHARE = 0.05, 0.8
 _JACKKNIFE_GROUPS = 20
 _DISTANCES_AT_ONCE = 2**24
 
@@ -159,6 +162,63 @@ def white_background(images: Float[np.ndarray, "b h w 3"]) -> Bool[np.ndarray, "
     white = np.all(images > _WHITE_LEVEL, axis=-1)
     sides = (white[:, 0], white[:, -1], white[:, 1:-1, 0], white[:, 1:-1, -1])
     return np.mean(np.concatenate(sides, axis=1), axis=1) >= _WHITE_BORDER_SHARE
+
+
+def border_colours(images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b 3"]:
+    """The median of each channel along a picture's border: its background's colour."""
+    sides = (images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1])
+    return np.median(np.concatenate(sides, axis=1), axis=1)
+
+
+def commonest_background(images: Float[np.ndarray, "b h w 3"]) -> tuple[float, float]:
+    """The share of pictures of the commonest background, and its standard error (jackknife).
+
+    The share of those whose border's colour is within 0.1 of one picture's in each channel, for
+    the picture of most such.
+    """
+    colours = border_colours(images)
+    near = np.all(np.abs(colours[:, None] - colours) <= _SAME_COLOUR, axis=-1)
+    groups = jackknife_groups(len(images))
+
+    def share(kept: Bool[np.ndarray, "n"]) -> float:
+        return float(np.mean(near[np.ix_(kept, kept)], axis=1).max())
+
+    without = [share(groups != group) for group in range(groups.max() + 1)]
+    return share(np.ones(len(images), bool)), jackknife_error(np.array(without))
+
+
+def one_colour(
+    images: Float[np.ndarray, "b h w 3"], parts: Int[np.ndarray, "b h w"]
+) -> Bool[np.ndarray, "b"]:
+    """Whether the largest part of the object has one colour, shadows and lights left out.
+
+    So it is if 80 % of its pixels, without those at its rim, have red and green shares of their
+    brightness within 0.05 of the median; false where there is no part.
+    """
+
+    def one(image: Float[np.ndarray, "h w 3"], parts: Int[np.ndarray, "h w"]) -> bool:
+        counts = np.bincount(parts.ravel())
+        counts[0] = 0
+        if not counts.any():
+            return False
+        part = parts == counts.argmax()
+        inner = scipy.ndimage.binary_erosion(part, iterations=max(1, len(parts) // 48))
+        pixels = image[inner if inner.any() else part]
+        shares = (pixels[:, :2] + 1e-3) / (pixels.sum(axis=1, keepdims=True) + 3e-3)
+        near = np.abs(shares - np.median(shares, axis=0)) <= _SAME_SHARE
+        return bool(np.mean(np.all(near, axis=1)) >= _ONE_COLOUR_SHARE)
+
+    return np.array([one(*each) for each in zip(images, parts, strict=True)])
+
+
+def sharpness(images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b"]:
+    """The mean slope of brightness over the steepest 2 % of a picture's pixels.
+
+    The mean over all pixels would count noise as sharpness.
+    """
+    slopes = np.hypot(*np.gradient(images.mean(axis=-1), axis=(1, 2))).reshape(len(images), -1)
+    count = max(1, slopes.shape[1] // 50)
+    return np.sort(slopes, axis=1)[:, -count:].mean(axis=1)
 
 
 def shared_token_share(

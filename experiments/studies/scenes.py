@@ -15,10 +15,12 @@ from experiments.app.tables import Figures
 from experiments.demo_world import world
 from experiments.demo_world.judge import EVAL_SEED, REFERENCE_SEED, load_judge, predict
 from experiments.metrics.measures import (
+    commonest_background,
     edge_alignment,
     find_edges,
     frechet_distance,
     mean_and_error,
+    one_colour,
     part_miou,
     shared_token_share,
     silhouette_iou,
@@ -30,10 +32,11 @@ from guidance.settings import GuidanceSettings
 from guidance.structure import StructureSettings, Target, structure_distance
 from maskgit_jax.editing.inpaint import EditSettings
 from maskgit_jax.images import to_float
+from maskgit_jax.knobs import knobs_of, resolve
 from maskgit_jax.model import Model, with_class_token
 from maskgit_jax.networks.stacked import attention_inputs
 from maskgit_jax.sampling import batched
-from maskgit_jax.sampling.loop import MASK_ID
+from maskgit_jax.sampling.loop import MASK_ID, LoopSettings
 from maskgit_jax.sampling.maskgit import MaskGit
 
 _INK_BELOW = 128
@@ -48,7 +51,9 @@ COLUMNS = {
     "frechet_distance": ("Fréchet", 2),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
+    "one_colour": ("one colour", 3),
     "white_background": ("white", 3),
+    "commonest_background": ("commonest", 3),
     "sketch_tokens": ("sketch ids", 3),
 }
 
@@ -175,6 +180,7 @@ class Measure:
             "class_accuracy": verdict.labels == scenes.labels,
             "precision": within_manifold(verdict.features, self.reference),
             "recall": within_manifold(self.reference, verdict.features),
+            "one_colour": one_colour(images, verdict.parts),
             "white_background": white_background(images),
         }
         if pictures.ids is not None:
@@ -184,13 +190,15 @@ class Measure:
             values["sketch_tokens"] = shared_token_share(pictures.ids, scenes.drawing_ids, masks)
         figures = {name: mean_and_error(value) for name, value in values.items()}
         figures["frechet_distance"] = frechet_distance(verdict.features, self.reference)
+        figures["commonest_background"] = commonest_background(images)
         return {name: figures.get(name) for name in (*COLUMNS, "ink_to_edge", "edge_to_ink")}
 
 
 def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictures:
     """MaskGIT samples of classes, by the model's presets."""
     model = sampling.model
-    preset = model.config.presets["maskgit"]
+    settings = resolve(model.config, "maskgit", LoopSettings, MaskGit)
+    sampler = {name: settings[name] for name in knobs_of(MaskGit)}
     masked = np.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID, np.int32)
 
     def sample(tokens, indices):
@@ -200,8 +208,8 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
             num_steps=num_steps,
             seed=sampling.guided.record["seed"],
             indices=indices,
-            sampler=MaskGit(preset["temperature"], preset["schedule"]),
-            token_temperature=preset["token_temperature"],
+            sampler=MaskGit(**sampler),
+            token_temperature=settings["token_temperature"],
         )
 
     rows = class_tokens(model, labels, masked), np.arange(len(labels))

@@ -11,7 +11,7 @@ from experiments.app import digests
 from experiments.app.picture_sets import read_labelled
 from experiments.app.tables import Figures, cell
 from experiments.demo_world.judge import EVAL_SEED, REFERENCE_SEED, load_judge, predict
-from experiments.metrics.measures import mean_and_error, other_drawings, psnr, ssim
+from experiments.metrics.measures import mean_and_error, other_drawings, psnr, sharpness, ssim
 from experiments.studies import plots
 from experiments.studies.scenes import (
     COLUMNS,
@@ -75,9 +75,12 @@ def study_scenes(
         ids = sampling.model.ids_of(scenes.photos)
         pictures = Pictures(sampling.model.images_of(ids), ids)
         figures, shown = row(pictures)
-        for name, function in (("psnr", psnr), ("ssim", ssim)):
-            values = function(to_float(pictures.images), to_float(scenes.photos))
-            figures[name] = mean_and_error(values)
+        images, photos = to_float(pictures.images), to_float(scenes.photos)
+        figures["psnr"] = mean_and_error(psnr(images, photos))
+        figures["ssim"] = mean_and_error(ssim(images, photos))
+        figures["sharpness"] = mean_and_error(sharpness(images) / sharpness(photos).mean())
+        codes = np.arange(sampling.model.config.tokenizer.codebook_size)
+        figures["codes_used"] = mean_and_error(np.isin(codes, ids))
         return Row(figures, shown)
 
     # Scenes are independent draws, so the neighbour's is as good as any other.
@@ -118,7 +121,9 @@ def study_scenes(
     )
     fidelity = rows["tokenizer round trip"].figures
     print(
-        f"tokenizer: PSNR {cell(fidelity['psnr'], 2)} dB, SSIM {cell(fidelity['ssim'], 3)}; "
+        f"tokenizer: PSNR {cell(fidelity['psnr'], 2)} dB, SSIM {cell(fidelity['ssim'], 3)}, "
+        f"sharpness {cell(fidelity['sharpness'], 3)} of the photos', "
+        f"{fidelity['codes_used'][0]:.1%} of the codes used; "
         f"guided: lambda_s = {settings.lambda_s:g}, {sampling.guided.num_steps} steps, {condition}"
     )
     if study.folder is not None:

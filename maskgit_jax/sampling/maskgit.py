@@ -11,6 +11,12 @@ from maskgit_jax.knobs import check_static, knob
 from maskgit_jax.networks.stacked import code_logits
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling import schedules
+from maskgit_jax.sampling.final_passes import (
+    filling_steps,
+    final_passes_knob,
+    final_temperature_knob,
+    with_final_passes,
+)
 from maskgit_jax.sampling.loop import MASK_ID, Predict, RandomKey, Remask, Step, Tokens, mask_lowest
 
 
@@ -77,10 +83,14 @@ class MaskGit:
 
     Attributes:
       temperature: of the choice which ids to keep, ≥ 0.
+      final_passes: how many of the steps are such (`final_passes`); 0 is published.
+      final_temperature: theirs.
       schedule: one of `schedules.SCHEDULE_NAMES`.
     """
 
     temperature: Any = temperature_knob()
+    final_passes: Any = final_passes_knob()
+    final_temperature: Any = final_temperature_knob()
     schedule: str = schedules.schedule_knob("cosine")
 
     def __post_init__(self):
@@ -98,10 +108,13 @@ class MaskGit:
         num_steps: Int[Array, ""] | int,
     ) -> tuple[Predict, Remask]:
         """See `batched.Sampler`."""
+        filling = filling_steps(num_steps, self.final_passes)
         remask = maskgit_remask(
             jnp.sum(to_fill),
-            num_steps=num_steps,
+            num_steps=filling,
             temperature=self.temperature,
             schedule=self.schedule,
         )
-        return predict, remask
+        return with_final_passes(
+            predict, remask, to_fill, num_steps=filling, temperature=self.final_temperature
+        )

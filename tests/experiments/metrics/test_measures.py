@@ -161,6 +161,50 @@ def test_white_background_agrees_with_the_world():
     np.testing.assert_array_equal(measures.white_background(images), expected)
 
 
+def test_the_commonest_background_is_the_colour_near_most_others():
+    rng = np.random.default_rng(0)
+    colours = np.array([[0.2, 0.5, 0.9]] * 11 + [[1, 1, 1]] * 5 + [[0.1, 0.9, 0.1]] * 4)
+    images = np.broadcast_to(colours[:, None, None], (20, 12, 12, 3)).copy()
+    images += rng.uniform(-0.04, 0.04, images.shape)
+    # What lies inside, and less than half of the border, does not count.
+    images[:, 3:9, 3:9] = 0
+    images[:, 0] = 0.5
+    share, error = measures.commonest_background(images)
+    assert share == 11 / 20
+    # Of 20 groups of one picture: that of a mean.
+    assert error == pytest.approx(math.sqrt(0.55 * 0.45 / 19))
+
+
+def test_one_colour_is_that_of_the_largest_part_in_light_and_shade():
+    light = np.linspace(0.3, 1, 24)[:, None, None]
+    plain = np.broadcast_to(light * np.array([0.9, 0.3, 0.2]), (24, 24, 3))
+    two = plain.copy()
+    two[:, 12:] = light * np.array([0.2, 0.3, 0.9])
+    dots = plain.copy()
+    dots[6:10, 6:12] = (0.2, 0.3, 0.9)
+    parts = np.zeros((24, 24), int)
+    parts[2:22, 2:22] = 3
+    small = parts.copy()
+    small[2:22, 15:22] = 5
+    images = np.stack([plain, two, dots, two, plain]).astype(np.float32)
+    masks = np.stack([parts, parts, parts, small, np.zeros_like(parts)])
+    # The fourth's larger part lies almost wholly on one side; the last has no part.
+    found = measures.one_colour(images, masks)
+    np.testing.assert_array_equal(found, [True, False, True, True, False])
+
+
+def test_sharpness_is_the_mean_of_the_steepest_fiftieth():
+    # Brightness rises by a step of 0.6 between columns 4 and 5: slope 0.3 at both, 20 pixels.
+    image = np.zeros((10, 10, 3), np.float32)
+    image[:, 5:] = 0.6
+    flat = np.full_like(image, 0.5)
+    np.testing.assert_allclose(measures.sharpness(np.stack([image, flat])), [0.3, 0], atol=1e-6)
+    # One pixel of 100: the steepest 2 are its neighbours along an axis, or diagonally placed.
+    dot = np.zeros_like(image)
+    dot[5, 5] = 1
+    np.testing.assert_allclose(measures.sharpness(dot[None]), [0.5], atol=1e-6)
+
+
 def test_shared_token_share_counts_the_cells_that_the_mask_touches():
     masks = np.zeros((3, 8, 8), bool)
     masks[0, 1, 1] = True  # one pixel: cell 0 of 4 x 4

@@ -1,0 +1,66 @@
+"""Final passes: a finished sample's ids are masked at random and drawn again, cooler.
+
+Ids that were drawn in one step, each without a look at the others, may disagree: one object has two
+colours. A pass masks a random half of them and draws it from what it sees of the other half, at a
+temperature below 1. Cool draws *while* a sample is filled would make objects small instead.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from maskgit_jax.knobs import knob
+from maskgit_jax.sampling.loop import Predict, Remask, mask_lowest
+
+_NOISE = 3  # folded into the key of a step; 0 to 2 are others'
+
+
+def final_passes_knob() -> Any:
+    """The field `final_passes` of a method's settings."""
+    return knob(0, "The last steps, each of which draws half of the ids again.", low=0, high=10**6)
+
+
+def final_temperature_knob() -> Any:
+    """The field `final_temperature` of a method's settings."""
+    return knob(0.6, "Token temperature of those, times the others'.", low=1e-6, high=100.0)
+
+
+def filling_steps(
+    num_steps: Int[Array, ""] | int, final_passes: Float[Array, ""] | Int[Array, ""] | int
+) -> Float[Array, ""] | Int[Array, ""] | int:
+    """The steps in which a sample is filled, one at least."""
+    return jnp.maximum(num_steps - final_passes, 1)
+
+
+def with_final_passes(
+    predict: Predict,
+    remask: Remask,
+    region: Bool[Array, "S"],
+    *,
+    num_steps: Float[Array, ""] | Int[Array, ""] | int,
+    temperature: Float[Array, ""] | float,
+) -> tuple[Predict, Remask]:
+    """Rules whose steps from `num_steps` on are final passes.
+
+    Args:
+      predict: logits while a sample is filled.
+      remask: likewise; it is asked on, with the number of its last step, for its memory.
+      region: the ids of which a random half is masked.
+      num_steps: `filling_steps`; where all steps are such, nothing changes.
+      temperature: of the logits in the final passes.
+    """
+
+    def predict_cooler(ids, step):
+        logits = predict(ids, jnp.minimum(step, num_steps - 1).astype(jnp.int32))
+        return logits / jnp.where(step >= num_steps, temperature, 1.0)
+
+    def remask_half(step, ids, sampled, logits, key, *memory):
+        last = jnp.minimum(step, num_steps - 1).astype(jnp.int32)
+        mask, next_key, *memory = remask(last, ids, sampled, logits, key, *memory)
+        noise = jax.random.fold_in(key, _NOISE)
+        half = mask_lowest(jnp.where(region, 0.0, jnp.inf), jnp.sum(region) // 2, noise)
+        return jnp.where(step >= num_steps - 1, half, mask), next_key, *memory
+
+    return predict_cooler, remask_half
