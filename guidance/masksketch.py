@@ -31,6 +31,7 @@ from maskgit_jax.model import Model
 from maskgit_jax.networks.stacked import attention_inputs
 from maskgit_jax.networks.transformer import Transformer
 from maskgit_jax.sampling import batched
+from maskgit_jax.sampling.final_passes import filling_steps, with_final_passes
 from maskgit_jax.sampling.loop import (
     MASK_ID,
     DecodeState,
@@ -189,25 +190,34 @@ class MaskSketch:
                 kernel=self.kernel,
             )
 
+        knobs = guide.settings.knobs
+        filling = filling_steps(num_steps, knobs.final_passes)
         predict = maskgit_predict(transformer, params)
         if self.guided:
             predict = classifier_free_predict(
                 transformer,
                 params,
                 guide.other_token,
-                guide.settings.knobs.guidance_scale,
-                guide.settings.knobs.guidance_power,
+                knobs.guidance_scale,
+                knobs.guidance_power,
                 num_steps,
             )
-        predict = tempered(predict, guide.settings.knobs.token_temperature)
+        predict = tempered(predict, knobs.token_temperature)
         remask = structure_remask(
             distance,
             guide.num_masked,
             guide.region,
             guide.token_weights,
             guide.settings,
-            num_steps=num_steps,
+            num_steps=filling,
             schedule=self.schedule,
+        )
+        predict, remask = with_final_passes(
+            predict,
+            remask,
+            guide.region.at[0].set(False),
+            num_steps=filling,
+            temperature=knobs.final_temperature,
         )
         return predict, remask, least_distance_draw(distance, self.num_proposals)
 

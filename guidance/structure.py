@@ -21,6 +21,7 @@ from maskgit_jax.knobs import check, check_layers, knob
 from maskgit_jax.networks.stacked import AttentionInputs, sum_over_layers
 from maskgit_jax.networks.transformer import Transformer, softmax_attention
 from maskgit_jax.sampling import schedules
+from maskgit_jax.sampling.final_passes import final_passes_knob, final_temperature_knob
 from maskgit_jax.sampling.loop import (
     MASK_ID,
     Draw,
@@ -169,6 +170,8 @@ class StructureSettings:
         published rule; lower lets backgrounds differ from paper.
       token_temperature: τ of `loop.tempered`.
       guidance_power: p of `classifier_free.guidance_share`; 0 is constant guidance.
+      final_passes: how many of the steps are such (`sampling.final_passes`); 0 is published.
+      final_temperature: theirs.
     """
 
     layer_weights: Any
@@ -185,6 +188,8 @@ class StructureSettings:
     )
     token_temperature: Any = token_temperature_knob()
     guidance_power: Any = guidance_power_knob()
+    final_passes: Any = final_passes_knob()
+    final_temperature: Any = final_temperature_knob()
 
 
 class TracedSettings(NamedTuple):

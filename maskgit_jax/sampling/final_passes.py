@@ -45,16 +45,16 @@ def with_final_passes(
     """Rules whose steps from `num_steps` on are final passes.
 
     Args:
-      predict: logits while a sample is filled.
-      remask: likewise; it is asked on, with the number of its last step, for its memory.
+      predict: logits of any step.
+      remask: of the steps in which a sample is filled; afterwards it is asked, as in the last of
+        them, for its memory alone.
       region: the ids of which a random half is masked.
       num_steps: `filling_steps`; where all steps are such, nothing changes.
       temperature: of the logits in the final passes.
     """
 
     def predict_cooler(ids, step):
-        logits = predict(ids, jnp.minimum(step, num_steps - 1).astype(jnp.int32))
-        return logits / jnp.where(step >= num_steps, temperature, 1.0)
+        return predict(ids, step) / jnp.where(step >= num_steps, temperature, 1.0)
 
     def remask_half(step, ids, sampled, logits, key, *memory):
         last = jnp.minimum(step, num_steps - 1).astype(jnp.int32)

@@ -35,6 +35,8 @@ RELEASED = {
     "guidance_scale": 0.6,
     "max_mask_rate": 0.95,
     "min_mask_rate": 0.35,
+    "final_passes": 0,
+    "final_temperature": 0.6,
     "structure_temperature": 0.0,
     "confidence_temperature": 0.0,
     "paper_weight": 1.0,

@@ -96,7 +96,7 @@ def test_classifier_score_is_the_probability_of_the_label(config, networks, batc
 
 
 def test_demo_world_has_a_judge(config):
-    scenes = [world.draw_scene(3, index) for index in range(4)]
+    scenes = [world.draw_scene(3, index, size=96) for index in range(4)]
     photos, labels = np.stack([x.image for x in scenes]), np.array([x.label for x in scenes])
     demo = dataclasses.replace(
         config,

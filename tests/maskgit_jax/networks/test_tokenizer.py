@@ -18,7 +18,7 @@ def test_ids_are_the_same_where_products_are_rounded_by_default():
     config = model_config("demo")
     tokenizer, params = load_tokenizer(builtin_folder("demo"), config)
     files = sorted(SKETCHES.glob("*.png"))
-    pictures = jnp.asarray([to_float(fit_image(read_image(file), 48)) for file in files])
+    pictures = jnp.asarray([to_float(fit_image(read_image(file), 96)) for file in files])
     encode = functools.partial(tokenizer.apply, method="encode")
     exact = encode({"params": params}, pictures)
     rounded = as_on_tpu(encode, {"params": params}, pictures)

@@ -56,7 +56,7 @@ def test_half_of_the_ids_are_drawn_again_at_their_temperature():
     to_fill = jnp.arange(LENGTH) >= 12  # 30 of 41 ids
     states, asked, spans = run(MaskGit(final_passes=3, final_temperature=0.5), 7, to_fill)
     # Filled in 4 steps; what was masked at first, and no other id, is masked again.
-    assert asked == [0, 1, 2, 3, 3, 3, 3]
+    assert asked == list(range(7))
     np.testing.assert_allclose(spans, [1, 1, 1, 1, 2, 2, 2])
     filled, passes = states[:3], states[3:6]
     assert [int(jnp.sum(state.ids == -1)) for state in filled] == [27, 21, 11]
