@@ -216,7 +216,8 @@ class MaskSketch:
             predict,
             remask,
             guide.region.at[0].set(False),
-            num_steps=filling,
+            filling=filling,
+            num_steps=num_steps,
             temperature=knobs.final_temperature,
         )
         return predict, remask, least_distance_draw(distance, self.num_proposals)

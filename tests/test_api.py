@@ -38,9 +38,9 @@ def test_the_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
     found = {}
     for snippet in snippets:
         exec(snippet, found)
-    assert found["fish"].images.shape == (2, 48, 48, 3)
-    assert found["wide"].images.shape == (1, 48, 96, 3)
-    assert found["edited"].images.shape == (2, 48, 48, 3)
+    assert found["fish"].images.shape == (2, 96, 96, 3)
+    assert found["wide"].images.shape == (1, 96, 192, 3)
+    assert found["edited"].images.shape == (2, 96, 96, 3)
     assert found["real"].settings["confidence"] == 0.7
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-4:]] == ["2", "4", "6", "8"]
@@ -48,7 +48,7 @@ def test_the_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
 
 def test_a_sketch_is_the_tokens_own_sample(demo, fish):
     settings = guidance_settings(demo.config, {"num_steps": 3})
-    square = fit_image(read_image(FISH), 48)
+    square = fit_image(read_image(FISH), 96)
     tokens = np.concatenate(
         [[[demo.config.transformer.codebook_size + 6]], demo.ids_of(square[None])], 1
     )
@@ -86,11 +86,11 @@ def test_pictures_are_names_pillow_pictures_and_arrays(demo, fish):
 
 
 def test_what_is_outside_a_mask_stays(demo, fish):
-    mask = np.zeros((48, 48), bool)
-    mask[16:32, 16:32] = True
+    mask = np.zeros((96, 96), bool)
+    mask[32:64, 32:64] = True
     original = fish.images[0]
-    far = np.ones((48, 48), bool)
-    far[12:36, 12:36] = False  # farther than a token's side
+    far = np.ones((96, 96), bool)
+    far[24:72, 24:72] = False  # farther than a token's side
     for made in (
         maskgit_jax.edit(demo, original, mask, "fish", num_steps=2),
         guidance.sketch(demo, FISH, "fish", image=original, mask=mask, num_steps=2),

@@ -29,9 +29,9 @@ def final_temperature_knob() -> Any:
 
 def filling_steps(
     num_steps: Int[Array, ""] | int, final_passes: Float[Array, ""] | Int[Array, ""] | int
-) -> Float[Array, ""] | Int[Array, ""] | int:
+) -> Int[Array, ""]:
     """The steps in which a sample is filled, one at least."""
-    return jnp.maximum(num_steps - final_passes, 1)
+    return jnp.maximum(num_steps - jnp.asarray(final_passes).astype(jnp.int32), 1)
 
 
 def with_final_passes(
@@ -39,28 +39,31 @@ def with_final_passes(
     remask: Remask,
     region: Bool[Array, "S"],
     *,
-    num_steps: Float[Array, ""] | Int[Array, ""] | int,
+    filling: Int[Array, ""],
+    num_steps: Int[Array, ""] | int,
     temperature: Float[Array, ""] | float,
 ) -> tuple[Predict, Remask]:
-    """Rules whose steps from `num_steps` on are final passes.
+    """Rules whose steps after those of `filling` are final passes.
 
     Args:
       predict: logits of any step.
       remask: of the steps in which a sample is filled; afterwards it is asked, as in the last of
         them, for its memory alone.
       region: the ids of which a random half is masked.
-      num_steps: `filling_steps`; where all steps are such, nothing changes.
+      filling: `filling_steps`; where all steps are such, nothing changes.
+      num_steps: T.
       temperature: of the logits in the final passes.
     """
 
     def predict_cooler(ids, step):
-        return predict(ids, step) / jnp.where(step >= num_steps, temperature, 1.0)
+        return predict(ids, step) / jnp.where(step >= filling, temperature, 1.0)
 
     def remask_half(step, ids, sampled, logits, key, *memory):
-        last = jnp.minimum(step, num_steps - 1).astype(jnp.int32)
+        last = jnp.minimum(step, filling - 1)
         mask, next_key, *memory = remask(last, ids, sampled, logits, key, *memory)
         noise = jax.random.fold_in(key, _NOISE)
         half = mask_lowest(jnp.where(region, 0.0, jnp.inf), jnp.sum(region) // 2, noise)
-        return jnp.where(step >= num_steps - 1, half, mask), next_key, *memory
+        is_filled = (step >= filling - 1) & (filling < num_steps)
+        return jnp.where(is_filled, half, mask), next_key, *memory
 
     return predict_cooler, remask_half

@@ -116,5 +116,10 @@ class MaskGit:
             schedule=self.schedule,
         )
         return with_final_passes(
-            predict, remask, to_fill, num_steps=filling, temperature=self.final_temperature
+            predict,
+            remask,
+            to_fill,
+            filling=filling,
+            num_steps=num_steps,
+            temperature=self.final_temperature,
         )

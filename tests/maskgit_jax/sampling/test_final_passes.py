@@ -75,10 +75,15 @@ def test_the_rule_s_own_key_and_memory_go_on(memory):
         return jnp.zeros(5, bool), jax.random.fold_in(key, 7), *(m + step for m in memory)
 
     _, wrapped = with_final_passes(
-        lambda ids, step: jnp.zeros((5, 4)), remask, jnp.ones(5, bool), num_steps=2, temperature=1.0
+        lambda ids, step: jnp.zeros((5, 4)),
+        remask,
+        jnp.ones(5, bool),
+        filling=jnp.int32(2),
+        num_steps=6,
+        temperature=1.0,
     )
     key = jax.random.key(3)
-    mask, next_key, *found = wrapped(4, None, None, None, key, *memory)
+    mask, next_key, *found = wrapped(jnp.int32(4), None, None, None, key, *memory)
     assert int(mask.sum()) == 2
     assert jnp.all(jax.random.key_data(next_key) == jax.random.key_data(jax.random.fold_in(key, 7)))
     jax.tree.map(np.testing.assert_array_equal, found, [m + 1 for m in memory])
