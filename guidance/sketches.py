@@ -54,7 +54,7 @@ class _Seen(NamedTuple):
     """A drawing looked at, made smaller: where ink is, how strong, and on what paper.
 
     Attributes:
-      factor: how much smaller.
+      factors: how much smaller, in height and in width.
       paper: the paper's colour.
       strongest: the greatest difference from it, of 255.
       ink: the pixels of the small drawing that are ink.
@@ -63,7 +63,7 @@ class _Seen(NamedTuple):
       lighter: whether ink is lighter than paper, and about grey.
     """
 
-    factor: int
+    factors: tuple[int, int]
     paper: UInt8[np.ndarray, "3"]
     strongest: int
     ink: Bool[np.ndarray, "h w"]
@@ -87,8 +87,9 @@ def read_sketch(picture: Picture, size: int, *, fit: str = "auto", invert: str =
         raise InputError(f"fit={fit}: expected one of {', '.join(FITS)}")
     name = name_of(picture, "the sketch")
     image, changes, seen = _clean(picture, name, invert)
-    rows, columns = (np.flatnonzero(seen.ink.any(axis)) for axis in (1, 0))
-    share = (max(np.ptp(rows), np.ptp(columns)) + 1) ** 2 / max(seen.ink.shape) ** 2
+    rows, columns = _ink_box(seen, image.shape)
+    longest = max(each.stop - each.start for each in (rows, columns))
+    share = (longest / max(image.shape)) ** 2
     if fit == "auto":
         fit = "ink" if share < _SMALL else "pad"
         if fit == "ink":
@@ -98,11 +99,6 @@ def read_sketch(picture: Picture, size: int, *, fit: str = "auto", invert: str =
             )
     if fit != "ink":
         return Sketch(fit_image(image, size, mode=fit), fit, changes)
-    # A pixel more on each side: ink fades out there.
-    rows, columns = (
-        slice(max(0, each[0] - 1) * seen.factor, (each[-1] + 2) * seen.factor)
-        for each in (rows, columns)
-    )
     inner = max(1, round(_FILLED * size))
     fitted = np.empty((size, size, 3), np.uint8)
     fitted[:] = paper = background(image)
@@ -156,9 +152,19 @@ def _clean(
     return image, changes, seen
 
 
+def _ink_box(seen: _Seen, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The rows and columns of a drawing that hold its ink, and where that fades out."""
+    box = []
+    for axis, factor in enumerate(seen.factors):
+        places = np.flatnonzero(seen.ink.any(axis=1 - axis))
+        first, beyond = max(0, places[0] - 1), places[-1] + 2
+        box.append(slice(first * factor, min(beyond * factor, shape[axis])))
+    return tuple(box)
+
+
 def _look(image: UInt8[np.ndarray, "h w 3"]) -> _Seen:
-    factor = math.ceil(max(image.shape) / _LOOK_AT)
-    small = np.asarray(Image.fromarray(image).reduce(factor))
+    height, width = (math.ceil(side / _LOOK_AT) for side in image.shape[:2])
+    small = np.asarray(Image.fromarray(image).reduce((width, height)))
     paper = background(small)
     distance = np.abs(small.astype(np.int16) - paper).max(axis=-1)
     strongest = int(distance.max())
@@ -168,7 +174,7 @@ def _look(image: UInt8[np.ndarray, "h w 3"]) -> _Seen:
     is_paper = distance <= _GRAIN
     margin = np.concatenate([is_paper[0], is_paper[-1], is_paper[:, 0], is_paper[:, -1]])
     return _Seen(
-        factor,
+        (height, width),
         paper,
         strongest,
         ink,

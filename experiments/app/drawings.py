@@ -35,8 +35,8 @@ class Drawing(NamedTuple):
     path: str
     label: int
     image: UInt8[np.ndarray, "H W 3"]
-    fit: str
-    changes: tuple[str, ...]
+    fit: str = "pad"
+    changes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
