@@ -7,10 +7,10 @@
 
 The label says what is to be seen: the picture's own class (inpainting) or another
 (class-conditional editing). A mask is white where the picture is sampled again, or transparent, as
-image editors cut holes; --sketch guides there as in `experiments.sketch`, and only then the flags of
-structure guidance count. Writes the pictures as they are made, `results.jsonl` (one line per
-picture) and in the end `grid.png` (first the picture, its mask outlined). A stopped run goes on when
-the same command is given again; those of other settings are replaced.
+image editors cut holes; --sketch guides there as in `experiments.sketch`, and only then the flags
+of structure guidance count. Writes the pictures as they are made, `results.jsonl` (one line per
+picture) and in the end `grid.png` (first the picture, its mask outlined). A stopped run goes on
+when the same command is given again; those of other settings are replaced.
 
 Pictures of any size: what is farther from the mask than a token's side comes back bit by bit.
 """
