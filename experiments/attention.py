@@ -22,12 +22,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from experiments.app import cli
-from experiments.app.flag_groups import MODEL_HELP
+from experiments.app.flag_groups import MODEL_HELP, ToneFlags
 from experiments.demo_world import world
 from experiments.studies.attention import TABLE, Pair, centre_token, scene_pair, study_attention
 from experiments.studies.attention_figures import draw_pair
 from experiments.studies.plots import check_matplotlib
 from experiments.studies.study import StudyFlags, save_pictures
+from guidance.sketches import read_sketch
 from guidance.structure import DIVERGENCES
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
@@ -38,7 +39,7 @@ from maskgit_jax.model import load_model, model_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(StudyFlags):
+class Flags(StudyFlags, ToneFlags):
     """What is drawn and what is measured."""
 
     model: str = knob("demo", MODEL_HELP, kind=Path)
@@ -97,9 +98,10 @@ def _read_pair(flags: Flags, config: ModelConfig) -> Pair:
             raise InputError(
                 f"{' and '.join(missing)} missing: --photo, --sketch and --label go together"
             )
-        label = find_label(files.pop("label"), config.class_names)
-        images = (fit_image(read_image(path), size, mode=flags.fit) for path in files.values())
-        return Pair(*images, label)
+        label = find_label(flags.label, config.class_names)
+        photo = fit_image(read_image(flags.photo), size, mode=flags.fit)
+        sketch = read_sketch(flags.sketch, size, fit=flags.fit, invert=flags.invert).image
+        return Pair(photo, sketch, label)
     if config.class_names != world.CLASS_NAMES:
         raise InputError(
             f"--model={flags.model}: its classes are not the demo world's; give --photo, "

@@ -6,11 +6,11 @@
     python -m experiments.edit --image=photo.png --label=house --panorama=4
 
 The label says what is to be seen: the picture's own class (inpainting) or another
-(class-conditional editing). A mask is white where the picture is sampled again; --sketch guides
-there as in `experiments.sketch`, and only then the flags of structure guidance count. Writes the
-pictures as they are made, `results.jsonl` (one line per picture) and in the end `grid.png` (first
-the picture, its mask outlined). A stopped run goes on when the same command is given again; those
-of other settings are replaced.
+(class-conditional editing). A mask is white where the picture is sampled again, or transparent, as
+image editors cut holes; --sketch guides there as in `experiments.sketch`, and only then the flags
+of structure guidance count. Writes the pictures as they are made, `results.jsonl` (one line per
+picture) and in the end `grid.png` (first the picture, its mask outlined). A stopped run goes on
+when the same command is given again; those of other settings are replaced.
 
 Pictures of any size: what is farther from the mask than a token's side comes back bit by bit.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.app import cli
 from experiments.app.batches import Batch
-from experiments.app.flag_groups import GuidanceFlags, edit_settings, read_guidance
+from experiments.app.flag_groups import GuidanceFlags, ToneFlags, edit_settings, read_guidance
 from experiments.app.picture_job import (
     GRID,
     PictureFlags,
@@ -31,7 +31,7 @@ from experiments.app.picture_job import (
     make_pictures,
     repeat_rows,
 )
-from experiments.app.regions import on_paper, read_growths, read_region, read_sketch
+from experiments.app.regions import on_paper, read_growths, read_region, stretch_sketch
 from experiments.app.run_folder import Progress
 from guidance.inpaint import follow_sketch
 from guidance.settings import STATIC, SWEPT
@@ -51,13 +51,15 @@ _EditKnobs = dataclasses.make_dataclass(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(GuidanceFlags, PictureFlags, _EditKnobs):
+class Flags(GuidanceFlags, PictureFlags, ToneFlags, _EditKnobs):
     """The picture, and what of it is sampled."""
 
     image: str | None = knob(None, "Picture file to edit.", kind=Path)
     label: str | None = knob(None, "Class to be seen: a name or a number.")
     mask: str | None = knob(
-        None, "Picture file, white where the picture is sampled anew.", kind=Path
+        None,
+        "Picture file, white or transparent where the picture is sampled anew.",
+        kind=Path,
     )
     box: str | None = knob(None, "In place of a mask: top,left,height,width in pixels.")
     extend: tuple[str, ...] | None = knob(
@@ -76,7 +78,7 @@ def main(flags: Flags) -> None:
     shape = image.shape[:2]
     mask = read_region(flags.mask, flags.box, *shape)
     growths = read_growths(flags.extend, flags.by or "50%", flags.panorama, *shape)
-    sketch = read_sketch(flags.sketch, *shape)
+    sketch, changes = stretch_sketch(flags.sketch, flags.invert, *shape)
     guided = read_guidance(flags, config)
     settings = edit_settings(config, flags)
 
@@ -128,6 +130,7 @@ def main(flags: Flags) -> None:
         flags,
         {
             **{name: getattr(flags, name) for name in ("image", "mask", "box", "sketch")},
+            **({"changes": list(changes)} if changes else {}),
             "growths": dict(growths),
             "label": label,
             "class_name": config.class_names[label],

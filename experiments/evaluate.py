@@ -24,9 +24,10 @@ as answers, show what the columns of likeness alone would miss.
 for each given λ_s and draws `tradeoff.png`.
 
 --drawings=FOLDER samples from drawings by people instead: files named CLASS_ANYTHING.png, or in a
-sub-folder for each class. Nobody knows the picture behind them, so two figures are left: class
-accuracy, and the share of samples that are nearer in structure to their own drawing than to another
-of the folder, of the same class or of any other.
+sub-folder for each class; or a pattern, quoted, or a .csv file, as in `experiments.sweep`. Nobody
+knows the picture behind them, so two figures are left: class accuracy, and the share of samples
+that are nearer in structure to their own drawing than to another of the folder, of the same class
+or of any other.
 """
 
 import dataclasses
@@ -60,7 +61,9 @@ class Flags(StudyFlags, GuidanceFlags):
     lambda_s_curve: Sequence[float] = knob(
         (), "More rows, one for each λ_s: 0,0.5,1.", kind=float, low=0.0, high=1.0
     )
-    drawings: str | None = knob(None, "Folder of people's drawings, in place of scenes.", kind=Path)
+    drawings: str | None = knob(
+        None, "People's drawings, in place of scenes: folder, pattern or .csv file.", kind=Path
+    )
     unguided_steps: int | None = knob(None, "Steps of plain MaskGIT sampling.", kind=int, low=1)
 
 
@@ -75,7 +78,7 @@ def main(flags: Flags) -> None:
     unguided_steps = flags.unguided_steps or model.config.presets["maskgit"]["num_steps"]
     places = flags.places()
     if flags.drawings is not None:
-        study_drawings(sampling, places, Path(flags.drawings), unguided_steps)
+        study_drawings(sampling, places, flags.drawings, unguided_steps)
         return
     study_scenes(
         sampling,

@@ -27,6 +27,7 @@ from experiments.studies.plots import check_matplotlib
 from experiments.studies.reconstruction import study_reconstruction
 from experiments.studies.scenes import Edits, draw_photos
 from experiments.studies.study import StudyFlags
+from maskgit_jax.images import fit_image, read_image
 from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model
 
@@ -58,7 +59,11 @@ def main(flags: Flags) -> None:
     else:
         model = load_model(flags.model)
         photos, labels = read_labelled(
-            Path(flags.images), model.config, flag="images", fit="crop", most=flags.num_images
+            flags.images,
+            model.config,
+            lambda path, size: fit_image(read_image(path), size, mode="crop"),
+            flag="images",
+            most=flags.num_images,
         )
     edits = Edits(model, settings, flags.seed, flags.batch_size)
     record |= {"images": flags.images}

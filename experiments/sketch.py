@@ -1,10 +1,13 @@
 """From a sketch to pictures.
 
     python -m experiments.sketch --sketch=my.png --label=house --num_samples=8 --output_dir=out
+    python -m experiments.sketch --sketch=drawings --num_samples=2
 
-Without arguments: a sample sketch and the demo model. Writes the pictures as they are made,
-`results.jsonl` (one line per picture) and in the end `grid.png` (the sketch first). A stopped run
-goes on when the same command is given again; those of other settings are replaced.
+Without arguments: a sample sketch and the demo model. Of a folder, all pictures in it are sketches;
+their names say their classes (house_1.png, house/1.png), or --label does. Writes the pictures as
+they are made, `results.jsonl` (one line per picture) and in the end `grid.png` (the sketch first;
+of several, a row for each). A stopped run goes on when the same command is given again; those of
+other settings are replaced.
 """
 
 import dataclasses
@@ -16,53 +19,64 @@ import numpy as np
 
 from experiments.app import cli
 from experiments.app.batches import Batch
-from experiments.app.flag_groups import GuidanceFlags, read_guidance
+from experiments.app.drawings import read_drawings
+from experiments.app.flag_groups import GuidanceFlags, SketchFlags, read_guidance
 from experiments.app.picture_job import GRID, PictureFlags, make_pictures
-from experiments.app.run_folder import Progress
+from experiments.app.run_folder import Picture, Progress
 from guidance import masksketch
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import fit_image, make_grid, read_image
+from maskgit_jax.images import make_grid
 from maskgit_jax.knobs import knob
-from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, model_config, with_class_token
 
+_MOST_ENLARGED = 200  # pictures in a grid
 _SAMPLE_LABEL = "house"
 _SAMPLE_SKETCH = str(files("experiments") / "sketches" / "house.png")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(GuidanceFlags, PictureFlags):
-    """What is sketched, and how it becomes a square."""
+class Flags(GuidanceFlags, PictureFlags, SketchFlags):
+    """What is sketched."""
 
-    sketch: str | None = knob(None, "Picture file; a sample sketch when not given.", kind=Path)
-    label: str | None = knob(None, "Class of the pictures: a name or a number.")
-    num_samples: int = knob(8, "Pictures to make.", low=1, high=10_000)
-    fit: str = knob("pad", "How a sketch that is not square fits.", choices=("pad", "crop"))
+    sketch: str | None = knob(
+        None,
+        "Picture file, or several: a folder, a pattern or a .csv file of sketch,label; a sample "
+        "sketch when not given.",
+        kind=Path,
+    )
+    label: str | None = knob(
+        None, "Class of the pictures: a name or a number; the names of several sketches say theirs."
+    )
+    num_samples: int = knob(8, "Pictures to make of each sketch.", low=1, high=10_000)
 
 
 def main(flags: Flags) -> None:
     """Samples pictures that follow a sketch."""
-    path, label_text = flags.sketch, flags.label
-    if path is None:
-        path, label_text = _SAMPLE_SKETCH, label_text or _SAMPLE_LABEL
-    elif label_text is None:
+    source, label = flags.sketch, flags.label
+    if source is None:
+        source, label = _SAMPLE_SKETCH, label or _SAMPLE_LABEL
+    elif label is None and Path(source).is_file() and not source.lower().endswith(".csv"):
         raise InputError("--sketch without --label: say what it shows, such as --label=house")
     config = model_config(flags.model)
-    sketch = fit_image(read_image(path), config.tokenizer.image_size, mode=flags.fit)
-    label = find_label(label_text, config.class_names)
     guided = read_guidance(flags, config)
+    names, size = config.class_names, config.tokenizer.image_size
+    drawings = read_drawings(
+        "sketch", source, names, size, label=label, fit=flags.fit, invert=flags.invert
+    )
+    images = np.stack([drawing.image for drawing in drawings])
 
     def sampler(model: Model):
-        tokens = with_class_token(config, jnp.array([label]), model.ids_of(sketch[None]))
+        labels = jnp.array([drawing.label for drawing in drawings])
+        tokens = with_class_token(config, labels, model.ids_of(images))
 
         def sample(batch: Batch, progress: Progress):
             samples = masksketch.sample(
                 model,
-                jnp.tile(tokens, (len(batch.rows), 1)),
+                tokens[batch.rows // flags.num_samples],
                 guided.settings,
                 num_steps=guided.num_steps,
                 seed=flags.seed,
-                indices=jnp.asarray(batch.rows),
+                indices=jnp.asarray(batch.rows % flags.num_samples),
                 **guided.options,
                 progress=progress,
             )
@@ -72,20 +86,38 @@ def main(flags: Flags) -> None:
 
         return sample
 
+    def sheet(pictures: list[Picture]) -> Picture:
+        """A row for each of several sketches, the sketch first."""
+        scale = max(1, 192 // size)
+        if len(drawings) == 1:
+            return make_grid([*images, *pictures], scale=scale)
+        rows = np.stack(pictures).reshape(len(drawings), flags.num_samples, *images.shape[1:])
+        rows = np.concatenate([images[:, None], rows], axis=1)
+        scale = scale if rows.shape[0] * rows.shape[1] <= _MOST_ENLARGED else 1
+        return make_grid(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1], scale=scale)
+
+    parts = [
+        {
+            "sketch": drawing.path,
+            "label": drawing.label,
+            "class_name": names[drawing.label],
+            "fit": drawing.fit,
+            **({"changes": list(drawing.changes)} if drawing.changes else {}),
+            **guided.record,
+        }
+        for drawing in drawings
+    ]
+    several = {"sketches": [each.record(names) for each in drawings], **guided.record}
+    paths = [drawing.path for drawing in drawings]
     folder, lines = make_pictures(
         "sketch",
         flags,
-        {
-            "sketch": path,
-            "label": label,
-            "class_name": config.class_names[label],
-            "fit": flags.fit,
-            **guided.record,
-        },
-        inputs={"sketch": path},
+        parts[0] if len(parts) == 1 else several,
+        parts=parts,
+        inputs={"sketch": paths[0] if len(paths) == 1 else paths},
         sampler=sampler,
         num_steps=guided.num_steps,
-        sheet=lambda pictures: make_grid([sketch, *pictures], scale=max(1, 192 // len(sketch))),
+        sheet=sheet,
     )
     mean = np.mean([line["structure_distance"] for line in lines])
     print(f"{len(lines)} pictures in {folder}, mean structure distance {mean:.4f}")

@@ -57,7 +57,9 @@ class Flags(PictureFlags, _StrokeKnobs):
     image: str | None = knob(None, "Picture file.", kind=Path)
     label: str | None = knob(None, "Class to be seen: a name or a number.")
     stroke: str | None = knob(None, "The picture, painted over; of the same size.", kind=Path)
-    mask: str | None = knob(None, "White where paint is; of the same size.", kind=Path)
+    mask: str | None = knob(
+        None, "White, or transparent, where paint is; of the same size.", kind=Path
+    )
     auto: str | None = knob(
         None, "In place of both: a stroke made from the picture.", choices=KINDS
     )

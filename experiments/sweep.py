@@ -11,9 +11,10 @@ Makes a picture for every combination: item by item the one that `experiments.sk
 Whatever stops a sweep, the same command goes on with what is missing. Ctrl-C and SIGTERM finish the
 batch in hand.
 
---sketches is a pattern, quoted, of drawings named after their class (house_1.png), or of any names
-with --label; or a CSV file with the columns sketch and label. --keep=best_of_8 draws eight
-candidates for each picture (those of `experiments.sketch --num_samples=8`) and keeps the best.
+--sketches is a folder, or a pattern, quoted, of drawings named after their class (house_1.png, or
+house/1.png), or of any names with --label; or a CSV file with the columns sketch and label.
+--keep=best_of_8 draws eight candidates for each picture (those of `experiments.sketch
+--num_samples=8`) and keeps the best.
 
 Samples are spread over all local devices. With --multihost, given on all hosts of a TPU slice, each
 does its share; elsewhere --coordinator_address, --num_processes and --process_id say who is who.
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from experiments.app import cli, digests
 from experiments.app.drawings import read_drawings
-from experiments.app.flag_groups import GuidanceFlags, read_grid
+from experiments.app.flag_groups import GuidanceFlags, SketchFlags, read_grid
 from experiments.app.run_folder import RunFolder
 from experiments.sweeps import best_of, page
 from experiments.sweeps.best_of import BestOf, BestOfFlags
@@ -62,18 +63,17 @@ _EFFICIENCY = 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(GuidanceFlags, BestOfFlags):
+class Flags(GuidanceFlags, BestOfFlags, SketchFlags):
     """Sketches, seeds, and the hosts that share the work; settings may have several values."""
 
     SEVERAL: ClassVar[tuple[str, ...]] = SWEPT
 
     sketches: str = knob(
         str(files("experiments") / "sketches" / "*.png"),
-        "Pattern of drawings, or a .csv file of sketch,label.",
+        "Folder or pattern of drawings, or a .csv file of sketch,label.",
         kind=Path,
     )
     label: str | None = knob(None, "Class of all pictures; else names say it.")
-    fit: str = knob("pad", "How a sketch that is not square fits.", choices=("pad", "crop"))
     seeds: int = knob(1, "Pictures for each combination: --seed, and following.", low=1, high=_MOST)
     output_dir: str = knob("sweep", "Folder for the results, or gs://….", kind=Path)
     dry_run: bool = knob(False, "Print the plan alone.")
@@ -142,11 +142,13 @@ def _read_flags(flags: Flags, config: ModelConfig) -> tuple[Plan, BestOf, int, i
     if end > 2**32:
         raise InputError(f"--seeds={flags.seeds}: the last would be {end - 1}, above {2**32 - 1}")
     drawings = read_drawings(
+        "sketches",
         flags.sketches,
         config.class_names,
         config.tokenizer.image_size,
         label=flags.label,
         fit=flags.fit,
+        invert=flags.invert,
     )
     page.check_packages()
     # Before anything touches the devices.

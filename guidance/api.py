@@ -19,11 +19,12 @@ from jaxtyping import Float, Int
 from guidance import masksketch
 from guidance.inpaint import follow_sketch
 from guidance.settings import guidance_settings
+from guidance.sketches import clean_sketch, read_sketch
 from guidance.strokes.methods import StrokeSettings, follow_strokes
 from maskgit_jax.api import Picture, Pictures, repeat, sample_rows
 from maskgit_jax.editing.canvas import finish, prepare, read_mask, resize
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import as_image, fit_image
+from maskgit_jax.images import as_image
 from maskgit_jax.knobs import resolve
 from maskgit_jax.labels import find_label
 from maskgit_jax.model import Model, with_class_token
@@ -39,7 +40,8 @@ def sketch(
     num_samples: int = 1,
     seed: int = 0,
     batch_size: int = 8,
-    fit: str = "pad",
+    fit: str = "auto",
+    invert: str = "auto",
     fast: bool = False,
     **knobs: Any,
 ) -> Pictures:
@@ -47,14 +49,15 @@ def sketch(
 
     Args:
       model: see `maskgit_jax.load`.
-      sketch: dark lines on light paper; fitted to the model's pictures, or to `image`.
+      sketch: lines on paper or on transparency; fitted to the model's pictures, or to `image`.
       label: the class to be seen.
       image: a picture in which the sketch is followed inside a mask; with `mask`.
-      mask: white where the picture is sampled again.
+      mask: white or transparent where the picture is sampled again.
       num_samples: how many pictures.
       seed: sample i's randomness is that of `fold_in(key(seed), i)`.
       batch_size: pictures sampled together.
-      fit: how a sketch that is not square fits, "pad" or "crop".
+      fit: how it becomes a square, one of `sketches.FITS`; `Notice` tells what "auto" changes.
+      invert: whether its tones are inverted, one of `sketches.INVERTS`; likewise.
       fast: few steps with several proposals in each (docs/steps.md).
       knobs: `lambda_s`, `guidance_scale`, `num_steps`, `layers`, …, see
         `settings.guidance_settings`.
@@ -64,12 +67,11 @@ def sketch(
     """
     settings = guidance_settings(model.config, knobs, fast=fast)
     chosen = find_label(label, model.config.class_names)
-    drawn = as_image(sketch)
     arguments = {"num_steps": settings.num_steps, "seed": seed, **settings.options}
     if (image is None) != (mask is None):
         raise InputError("image and mask go together: give both, or neither")
     if image is None:
-        tokens = _sketch_tokens(model, drawn, chosen, fit)
+        tokens = _sketch_tokens(model, sketch, chosen, fit, invert)
 
         def sample(rows: Int[np.ndarray, "b"]) -> Any:
             (each,) = repeat(len(rows), tokens)
@@ -82,6 +84,7 @@ def sketch(
         original = as_image(image)
         region = read_mask(mask, *original.shape[:2])[0]
         picture = prepare(original, region, model.config.tokenizer)
+        drawn, _ = clean_sketch(sketch, invert=invert)
         followed = prepare(resize(drawn, *original.shape[:2]), region, model.config.tokenizer)
 
         def sample(rows: Int[np.ndarray, "b"]) -> Any:
@@ -101,7 +104,8 @@ def stream_sketch(
     *,
     num_samples: int = 1,
     seed: int = 0,
-    fit: str = "pad",
+    fit: str = "auto",
+    invert: str = "auto",
     fast: bool = False,
     every: int = 1,
     **knobs: Any,
@@ -112,7 +116,7 @@ def stream_sketch(
     """
     settings = guidance_settings(model.config, knobs, fast=fast)
     chosen = find_label(label, model.config.class_names)
-    (tokens,) = repeat(num_samples, _sketch_tokens(model, as_image(sketch), chosen, fit))
+    (tokens,) = repeat(num_samples, _sketch_tokens(model, sketch, chosen, fit, invert))
     yield from masksketch.stream(
         model,
         tokens,
@@ -145,7 +149,7 @@ def stroke(
       model: see `maskgit_jax.load`.
       image: the picture.
       painted: the same, painted over.
-      mask: white where paint is.
+      mask: white or transparent where paint is.
       label: the class to be seen.
       method: one of `strokes.methods.METHODS`.
       energy: of the method "learned".
@@ -184,7 +188,10 @@ def stroke(
     return Pictures(images, ids, record)
 
 
-def _sketch_tokens(model: Model, drawn: np.ndarray, label: int, fit: str) -> Int[np.ndarray, "S"]:
-    square = fit_image(drawn, model.config.tokenizer.image_size, mode=fit)
+def _sketch_tokens(
+    model: Model, drawn: Picture, label: int, fit: str, invert: str
+) -> Int[np.ndarray, "S"]:
+    size = model.config.tokenizer.image_size
+    square = read_sketch(drawn, size, fit=fit, invert=invert).image
     ids = jnp.asarray(model.ids_of(square[None]))
     return np.asarray(with_class_token(model.config, jnp.array([label]), ids))[0]

@@ -115,7 +115,8 @@ def edit(
     Args:
       model: see `load`.
       image: of any size.
-      mask: white where the picture is sampled again; of the picture's size, or stretched to it.
+      mask: white, or transparent, where the picture is sampled again; of the picture's size, or
+        stretched to it.
       label: the class to be seen.
       num_samples: how many pictures.
       seed: sample i's randomness is that of `fold_in(key(seed), i)`.

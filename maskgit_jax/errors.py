@@ -1,5 +1,7 @@
 """The error that a user can mend, and words from outside made fit for it."""
 
+import warnings
+
 
 class InputError(ValueError):
     """Bad input from outside: a flag, a file, a setting.
@@ -7,6 +9,15 @@ class InputError(ValueError):
     The message is one line that says what was found, what was expected and how to mend it.
     Commands print it alone and exit with status 2; library users catch it as a `ValueError`.
     """
+
+
+class Notice(UserWarning):
+    """What was done to an input, or is odd about it: one line. Commands print it alone."""
+
+
+def notice(text: str) -> None:
+    """Tells of what is no error, as a warning of Python's."""
+    warnings.warn(Notice(text), stacklevel=3)
 
 
 def printable(found: object, most: int = 200) -> str:

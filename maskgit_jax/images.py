@@ -18,12 +18,16 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskgit_jax.errors import InputError
+from maskgit_jax.files import open_file, os_error
 
 MIN_SIDE = 8  # pixels
 MAX_PIXELS = 64_000_000
 
-# Formats whose further "frames" are parts of one picture: a phone's depth map, the layers.
-_ONE_PICTURE_FORMATS = ("MPO", "PSD")
+# Others are rarely pictures that someone draws, and their decoders are more to be attacked; that of
+# EPS runs Ghostscript.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# A phone's JPEG, whose further "frames" are such as a depth map.
+_ONE_PICTURE_FORMAT = "MPO"
 # The values that can mean white where a mode does not say which: the first that covers the
 # picture is taken. 16-bit modes say so.
 _WHITE = {"I": (255, 65535), "F": (1, 255, 65535)}
@@ -34,26 +38,25 @@ _CHANNELS = ((), (3,), (4,))
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     """The picture in a file as a person sees it: upright, RGB, transparency shown on white.
 
-    Reads whatever Pillow reads. EXIF orientation is applied; palettes, grey (1, 8, 16 bits; 32-bit
-    integers up to 255 or 65535; floats up to 1, 255 or 65535) and CMYK become RGB in [0, 255].
+    Reads PNG, JPEG, WebP, BMP, GIF, TIFF, PPM and AVIF. EXIF orientation is applied; palettes, grey
+    (1, 8, 16 bits; 32-bit integers up to 255 or 65535; floats up to 1, 255 or 65535) and CMYK
+    become RGB in [0, 255].
 
-    Raises InputError when the file cannot be opened, is no picture or a damaged one, holds several
-    frames, is smaller than 8 pixels on a side, or has more than 64 megapixels (judged from the
-    header, before the pixels are decoded).
+    Raises InputError when the file cannot be opened or is no regular one, is no picture or a
+    damaged one, holds several frames, is smaller than 8 pixels on a side, or has more than 64
+    megapixels (judged from the header, before the pixels are decoded).
     """
-    name = repr(os.fspath(path))  # repr keeps the message on one line whatever the name holds
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (closed by the with below)
-    except (OSError, ValueError) as error:  # ValueError: a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot open {name}: {reason}; expected a picture file such as a PNG or JPEG"
-        ) from error
+    return on_paper(_read_file(path))
+
+
+def _read_file(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w _"]:
+    name = repr(os.fspath(path))
+    file = open_file(path, "expected a picture file such as a PNG or JPEG")
     with file, warnings.catch_warnings():
         # Pillow warns of oddities that do not keep a picture from being read.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 return _upright(image, name)
         except InputError:
             raise
@@ -67,7 +70,9 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
             if os.fstat(file.fileno()).st_size == 0:
                 found = "is empty"
             elif isinstance(error, UnidentifiedImageError):
-                found = "is no readable picture"
+                file.seek(0)
+                heif = file.read(12)[4:8] == b"ftyp"  # what phones and cameras write
+                found = "is a HEIC, HEIF or AVIF file" if heif else "is no readable picture"
             else:
                 found = f"cannot be decoded ({' '.join(str(error).split())})"
             raise InputError(
@@ -86,8 +91,19 @@ def as_image(
     Raises:
       InputError: as `read_image`, or an array that is no picture.
     """
+    return on_paper(as_pixels(picture))
+
+
+def as_pixels(
+    picture: str | os.PathLike[str] | Image.Image | np.ndarray,
+) -> UInt8[np.ndarray, "h w _"]:
+    """As `as_image`; what has transparency keeps it as a fourth channel, 0 where one sees through.
+
+    Raises:
+      InputError: as there.
+    """
     if isinstance(picture, str | os.PathLike):
-        return read_image(picture)
+        return _read_file(picture)
     if not isinstance(picture, Image.Image):
         array = np.asarray(picture)
         if array.dtype.kind == "f" and np.all((array >= 0) & (array <= 1)):
@@ -103,14 +119,33 @@ def as_image(
     return _upright(picture.copy(), "the picture")
 
 
+def on_paper(pixels: UInt8[np.ndarray, "h w _"], grey: int = 255) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of `as_pixels` as they are seen on white paper, or on grey."""
+    if pixels.shape[2] == 3:
+        return pixels
+    paper = Image.new("RGB", pixels.shape[1::-1], (grey, grey, grey))
+    # Not alpha_composite: pasting rounds to the nearest value.
+    paper.paste(Image.fromarray(pixels[..., :3]), mask=Image.fromarray(pixels[..., 3]))
+    return np.array(paper)
+
+
+def name_of(picture: str | os.PathLike[str] | Image.Image | np.ndarray, otherwise: str) -> str:
+    """What messages call a picture: its file, if it is one."""
+    return repr(os.fspath(picture)) if isinstance(picture, str | os.PathLike) else otherwise
+
+
 def fit_image(
-    image: UInt8[np.ndarray, "h w 3"], size: int, *, mode: str = "pad"
+    image: UInt8[np.ndarray, "h w 3"],
+    size: int,
+    *,
+    mode: str = "pad",
+    paper: UInt8[np.ndarray, "3"] | None = None,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The picture scaled to `size` x `size` without distortion.
 
-    "pad" keeps all of it, centred; what is left beside it gets the picture's own background, the
-    median colour of its border pixels. "crop" keeps the largest centred square. Scaling down
-    averages (antialiased Lanczos), so that thin pen lines turn grey rather than vanish.
+    "pad" keeps all of it, centred; what is left beside it gets the `paper` colour, by default the
+    picture's own background. "crop" keeps the largest centred square. Scaling down averages
+    (antialiased Lanczos), so that thin pen lines turn grey rather than vanish.
 
     Raises InputError for another mode, a size below 1 and a picture without pixels.
     """
@@ -132,11 +167,19 @@ def fit_image(
     new_height, new_width = (max(1, round(side * scale)) for side in (height, width))
     top, left = (size - new_height) // 2, (size - new_width) // 2
     fitted = np.empty((size, size, 3), np.uint8)
-    fitted[:] = _background(image)
+    fitted[:] = background(image) if paper is None else paper
     fitted[top : top + new_height, left : left + new_width] = Image.fromarray(image).resize(
         (new_width, new_height), Image.Resampling.LANCZOS
     )
     return fitted
+
+
+def background(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3"]:
+    """The median colour of the border pixels."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    # The middle of the sorted values: np.median would mix black and white to a grey that is
+    # nowhere in the picture.
+    return np.sort(border, axis=0)[len(border) // 2]
 
 
 def to_float(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
@@ -166,10 +209,8 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"]) ->
         part.write_bytes(png_bytes(image))
         os.replace(part, path)
     except OSError as error:
-        raise InputError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; expected a file name in an "
-            "existing folder that you may write to"
-        ) from error
+        expected = "expected a file name in an existing folder that you may write to"
+        raise os_error(error, f"cannot write {str(path)!r}", expected) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -222,7 +263,7 @@ def make_grid(
     return grid
 
 
-def _upright(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def _upright(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w _"]:
     """A picture's pixels as a person sees them; changes `image`."""
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -235,26 +276,16 @@ def _upright(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
             f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE} on each side: "
             "give a larger picture"
         )
-    frames = 1 if image.format in _ONE_PICTURE_FORMATS else getattr(image, "n_frames", 1)
+    frames = 1 if image.format == _ONE_PICTURE_FORMAT else getattr(image, "n_frames", 1)
     if frames > 1:
         raise InputError(
             f"{name} holds {frames} frames; expected one picture: save one frame as PNG"
         )
     ImageOps.exif_transpose(image, in_place=True)
-    return np.array(_to_rgb(image, name))
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Pillow's own conversion clips these to [0, 255].
         image = Image.fromarray(_grey_to_uint8(image, name))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, "white")
-        # Not alpha_composite: pasting rounds to the nearest value.
-        paper.paste(image, mask=image.getchannel("A"))
-        return paper
-    return image.convert("RGB")
+    return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 def _grey_to_uint8(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w"]:
@@ -270,10 +301,3 @@ def _grey_to_uint8(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w"]:
     # A PNG can declare one grey value transparent; the paper under it is white.
     grey[values == image.info.get("transparency", -1)] = 255
     return grey
-
-
-def _background(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3"]:
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    # The middle of the sorted values: np.median would mix black and white to a grey that is
-    # nowhere in the picture.
-    return np.sort(border, axis=0)[len(border) // 2]

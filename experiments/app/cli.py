@@ -1,10 +1,12 @@
 """What every command shares: flags, one-line errors, exit status."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +17,8 @@ from absl import logging
 from experiments.app.compiled import keep_programs
 from experiments.app.files import write_whole
 from experiments.app.flags import parse
-from maskgit_jax.errors import InputError, printable
+from maskgit_jax.errors import InputError, Notice, printable
+from maskgit_jax.files import os_error
 
 
 def run(main: Callable[[Any], None], settings: type) -> None:
@@ -28,6 +31,7 @@ def run(main: Callable[[Any], None], settings: type) -> None:
       main: the command.
       settings: a dataclass of knobs, its flags; `main` is given an instance.
     """
+    _show_notices()
     # Libraries report every checkpoint at the info level.
     logging.set_verbosity(logging.WARNING)
     try:
@@ -36,13 +40,31 @@ def run(main: Callable[[Any], None], settings: type) -> None:
         if keep:
             keep_programs()
         main(given)
-    except InputError as error:
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError):  # where nobody knows better
+            error = os_error(error, printable(error.filename or "a file"), "check it")
         name = os.path.basename(sys.argv[0]).removesuffix(".py")
         print(f"{name}: {printable(str(error), most=10_000)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _show_notices() -> None:
+    """Shows notices as lines, and prints whatever names hold that are no text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    show = warnings.showwarning
+
+    def show_plainly(message, category, *place, **options):
+        if issubclass(category, Notice):
+            print(printable(message, most=10_000), file=sys.stderr)
+        else:
+            show(message, category, *place, **options)
+
+    warnings.showwarning = show_plainly
+    warnings.simplefilter("always", Notice)
 
 
 def packaged_flagfile(argument: str) -> str:
@@ -66,10 +88,8 @@ def output_folder(path: str, flag: str = "output_dir") -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(
-            f"--{flag}={folder}: cannot write there ({error.strerror or error}); "
-            "choose another folder"
-        ) from None
+        what = f"--{flag}={folder}: cannot write there"
+        raise os_error(error, what, "choose another folder") from None
     return folder
 
 
@@ -78,7 +98,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         write_whole(path, text.encode())
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+        raise os_error(error, f"{path} cannot be written", "choose another place") from None
 
 
 @contextlib.contextmanager

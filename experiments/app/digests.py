@@ -1,6 +1,7 @@
 """Digests of what a run is given: a resumed run tells by them that a file became another one."""
 
 import hashlib
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskgit_jax.errors import InputError
+from maskgit_jax.files import os_error
 from maskgit_jax.model import Model
 
 
@@ -23,11 +24,11 @@ def of_path(path: str | Path) -> str:
     try:
         inside = [path] if path.is_file() else sorted(path.rglob("*"))
         for file in filter(Path.is_file, inside):
-            digest.update(f"{file.relative_to(path)}\0".encode())
+            digest.update(os.fsencode(file.relative_to(path)) + b"\0")
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     except OSError as error:
-        raise InputError(f"{error.filename} cannot be read ({error.strerror or error})") from None
+        raise os_error(error, f"{error.filename} cannot be read", "check the path") from None
     return digest.hexdigest()[:16]
 
 

@@ -3,16 +3,22 @@
 import csv
 import glob
 import hashlib
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
+from guidance.sketches import read_sketch
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import fit_image, read_image
+from maskgit_jax.files import open_file
 from maskgit_jax.labels import find_label
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+_GRID = "grid.png"  # what commands write beside their samples
 
 
 class Drawing(NamedTuple):
@@ -22,16 +28,25 @@ class Drawing(NamedTuple):
       path: where it was found.
       label: class of the pictures to be made.
       image: fitted to the model's pictures.
+      fit: see `Sketch`; as the next.
+      changes: likewise.
     """
 
     path: str
     label: int
     image: UInt8[np.ndarray, "H W 3"]
+    fit: str = "pad"
+    changes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """Names the fitted picture's content."""
         return hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
+
+    def record(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """What the record of a run with several drawings says of it."""
+        record = {"path": self.path, "label": self.label}
+        return record | {"class_name": class_names[self.label], "digest": self.digest}
 
 
 def label_of_path(path: Path, class_names: Sequence[str]) -> int:
@@ -57,36 +72,68 @@ def label_of_path(path: Path, class_names: Sequence[str]) -> int:
     )
 
 
-def read_drawings(
-    source: str, class_names: Sequence[str], size: int, *, label: str | None, fit: str
-) -> list[Drawing]:
-    """Reads the drawings that a pattern finds (dir/*.png), or that a CSV file lists.
+def find_labelled(
+    source: str, class_names: Sequence[str], label: str | None = None
+) -> list[tuple[Path, int]]:
+    """The pictures that a text names, and their classes: a folder, a pattern, a CSV file or one.
 
-    The file has the columns sketch and label; its paths start from its own folder. `label` is the
-    class of all drawings found by a pattern; without it, their names say it (`label_of_path`).
+    Of a folder, all in it and in its sub-folders but what runs have written there. A CSV file has
+    the columns sketch and label; its paths start from its own folder. `label` is the class of all
+    others; without it, their names say it (`label_of_path`).
 
     Raises:
-      InputError: nothing found, a faulty CSV file, a drawing that cannot be read, one twice.
+      InputError: a faulty CSV file, or no class.
     """
+    path = Path(source)
     if source.lower().endswith(".csv"):
         if label is not None:
             raise InputError(f"{source} says its labels itself: leave --label out")
-        found = _read_csv(Path(source), class_names)
+        return _read_csv(path, class_names)
+    if path.is_dir():
+        runs = {file.parent for file in path.rglob("plan.json")} - {path}
+        paths = [file for file in picture_files(path) if runs.isdisjoint(file.parents)]
+    elif os.path.lexists(source):
+        paths = [path]
     else:
-        paths = sorted(Path(path) for path in glob.glob(source, recursive=True))
-        known = None if label is None else find_label(label, class_names)
-        found = [
-            (path, label_of_path(path, class_names) if known is None else known)
-            for path in paths
-            if path.is_file()
-        ]
+        paths = sorted(Path(found) for found in glob.glob(source, recursive=True))
+        paths = [found for found in paths if found.is_file()]
+    known = None if label is None else find_label(label, class_names)
+    return [(each, label_of_path(each, class_names) if known is None else known) for each in paths]
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The picture files in a folder and its sub-folders, sorted, without any `grid.png`."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURES and path.name != _GRID and path.is_file()
+    )
+
+
+def read_drawings(
+    flag: str,
+    source: str,
+    class_names: Sequence[str],
+    size: int,
+    *,
+    label: str | None,
+    fit: str = "auto",
+    invert: str = "auto",
+) -> list[Drawing]:
+    """Reads the drawings that a flag names, see `find_labelled`.
+
+    Raises:
+      InputError: nothing found, a drawing that cannot be read or is blank, one twice, and what
+        `find_labelled` raises.
+    """
+    found = find_labelled(source, class_names, label)
     if not found:
         raise InputError(
-            f"--sketches={source}: no file found; expected a pattern such as 'dir/*.png', quoted, "
-            "or a .csv file"
+            f"--{flag}={source}: no file found; expected a folder of pictures, a pattern such as "
+            "'dir/*.png', quoted, or a .csv file"
         )
     drawings = [
-        Drawing(str(path), each, fit_image(read_image(path), size, mode=fit))
+        Drawing(str(path), each, *read_sketch(path, size, fit=fit, invert=invert))
         for path, each in found
     ]
     seen: dict[tuple[str, int], str] = {}
@@ -94,7 +141,7 @@ def read_drawings(
         twin = seen.setdefault((drawing.digest, drawing.label), drawing.path)
         if twin is not drawing.path:
             raise InputError(
-                f"--sketches={source}: {twin} and {drawing.path} are the same drawing with the "
+                f"--{flag}={source}: {twin} and {drawing.path} are the same drawing with the "
                 "same label: leave one out"
             )
     return drawings
@@ -102,7 +149,8 @@ def read_drawings(
 
 def _read_csv(path: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        opened = open_file(path, "expected a CSV file")
+        with io.TextIOWrapper(opened, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             names = rows.fieldnames or []
             if not {"sketch", "label"} <= set(names):
@@ -110,7 +158,7 @@ def _read_csv(path: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
                     f"{path}: its first line is {','.join(names)!r}, expected sketch,label"
                 )
             lines = [(rows.line_num, row["sketch"], row["label"]) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); expected a CSV file") from None
     found = []
     for number, sketch, label in lines:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from guidance import classifier_free
 from guidance.masksketch import MaskSketch, SketchPlan
 from guidance.settings import STATIC, SWEPT, GuidanceSettings, guidance_settings, structure_settings
+from guidance.sketches import FITS, INVERTS
 from guidance.strokes.methods import StrokeSettings
 from guidance.structure import StructureSettings
 from maskgit_jax.config import ModelConfig
@@ -57,6 +58,30 @@ class GuidanceFlags(SampleFlags, _GuidanceKnobs):
         "Defaults of the other flags: the paper's rule, or fewer steps with several proposals in "
         "each (measured with the demo model, not with the ImageNet models: docs/steps.md).",
         choices=("published", "fast"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToneFlags:
+    """What is done to a sketch's tones."""
+
+    invert: str = knob(
+        "auto",
+        "Whether a sketch's tones are inverted; auto does so with light ink on dark, and makes "
+        "grey paper white; no leaves tones as they are.",
+        choices=INVERTS,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SketchFlags(ToneFlags):
+    """How a sketch becomes what guides."""
+
+    fit: str = knob(
+        "auto",
+        "How a sketch becomes a square: padded, cropped, or fitted to its ink; auto pads, but fits "
+        "a drawing that fills less than 12 % of the paper to its ink.",
+        choices=FITS,
     )
 
 

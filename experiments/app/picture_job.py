@@ -52,7 +52,8 @@ def make_pictures(
     flags: PictureFlags,
     record: dict[str, Any],
     *,
-    inputs: Mapping[str, str | None],
+    parts: Sequence[dict[str, Any]] | None = None,
+    inputs: Mapping[str, str | Sequence[str] | None],
     sampler: Callable[[Model], Sample],
     num_steps: int,
     sheet: Callable[[list[Picture]], Picture],
@@ -65,9 +66,9 @@ def make_pictures(
     Args:
       command: module of `experiments` that runs.
       flags: its own.
-      record: what decides the samples but the weights and the content of `inputs`; each line has
-        it.
-      inputs: files that are read, by the flag that names them.
+      record: what decides the samples but the weights and the content of `inputs`.
+      parts: what the lines have in its place; --num_samples are made of each.
+      inputs: files that are read, by the flag that names them; the record says what is in several.
       sampler: gives what makes samples with the model; called once all else is checked.
       num_steps: of a batch.
       sheet: the grid of the samples.
@@ -79,15 +80,18 @@ def make_pictures(
     Raises:
       InputError: a result would replace an input, and what `RunFolder.claim` raises.
     """
-    folder, shown = RunFolder(flags.output_dir, command), shown or {}
-    names = [f"sample_{index:03d}.png" for index in range(flags.num_samples)]
+    folder, shown, parts = RunFolder(flags.output_dir, command), shown or {}, parts or [record]
+    count = len(parts) * flags.num_samples
+    names = [f"sample_{index:03d}.png" for index in range(count)]
     files = [RESULTS, GRID, *shown, *names]
-    inputs = {flag: path for flag, path in inputs.items() if path is not None}
-    for flag, path in inputs.items():
-        if Path(path).resolve() in {Path(folder.path / name).resolve() for name in files}:
-            raise InputError(f"--{flag}={path} would be overwritten: give another --output_dir")
+    results = {Path(folder.path / name).resolve() for name in files}
     plan = record | {"num_samples": flags.num_samples, "files": files}
-    plan |= {f"{flag}_digest": digests.of_path(path) for flag, path in inputs.items()}
+    for flag, given in inputs.items():
+        if isinstance(given, str):
+            plan[f"{flag}_digest"] = digests.of_path(given)
+        for path in [given] if isinstance(given, str) else given or ():
+            if Path(path).resolve() in results:
+                raise InputError(f"--{flag}={path} would be overwritten: give another --output_dir")
     with folder.claim(plan):  # before anything large is loaded
         model = load_model(flags.model, dtype=flags.dtype)
         folder.open(plan | {"weights": digests.of_weights(model)}, shown)
@@ -104,14 +108,14 @@ def make_pictures(
                     **measured,
                     "seconds_per_sample": round(seconds, 3),
                     "includes_compilation": first,
-                    **record,
+                    **parts[index // flags.num_samples],
                 }
                 for index, measured in enumerate(measures, batch.first)
             ]
             return [Finished(*each) for each in zip(pictures, lines, strict=True)], None
 
         folder.make_missing(
-            make_batches(flags.num_samples, flags.batch_size),
+            make_batches(count, flags.batch_size),
             make,
             items=lambda batch: batch.rows.tolist(),
             num_steps=lambda _: num_steps,

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
-from experiments.app.drawings import label_of_path
+from experiments.app.drawings import PICTURES, find_labelled, picture_files
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import fit_image, read_image
+from maskgit_jax.files import open_file, os_error
+from maskgit_jax.images import read_image
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_GRID = "grid.png"  # what commands write beside their samples
+_EXPECTED = "expected a folder of pictures or an .npz file"
 _ARRAY = "arr_0.npy"
 _LABELS = "arr_1.npy"
 
@@ -54,7 +54,7 @@ def open_image_set(path: str | os.PathLike[str]) -> ImageSet:
         return _open_folder(path)
     if path.suffix == ".npz":
         return _open_npz(path)
-    raise InputError(f"{str(path)!r}: expected a folder of pictures or an .npz file")
+    raise InputError(f"{str(path)!r}: {_EXPECTED}")
 
 
 def write_adm_npz(
@@ -89,46 +89,38 @@ def write_adm_npz(
             raise ValueError(f"{written} pictures were given, {count} announced")
         os.replace(part, path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); choose another place"
-        ) from None
+        raise os_error(error, f"{path} cannot be written", "choose another place") from None
     finally:
         part.unlink(missing_ok=True)
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The picture files in a folder and its sub-folders, sorted, without any `grid.png`."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _PICTURES and path.name != _GRID and path.is_file()
-    )
-
-
 def read_labelled(
-    folder: Path, config: ModelConfig, *, flag: str, fit: str = "pad", most: int | None = None
+    source: str,
+    config: ModelConfig,
+    read: Callable[[Path, int], UInt8[np.ndarray, "S S 3"]],
+    *,
+    flag: str,
+    most: int | None = None,
 ) -> tuple[UInt8[np.ndarray, "n S S 3"], Int[np.ndarray, "n"]]:
-    """The first pictures in a folder and its sub-folders, fitted to a model's size, and classes.
+    """The first pictures that a flag names (`find_labelled`), read at a model's size, and classes.
 
     Raises:
-      InputError: fewer than two, or one that cannot be read or has no class (`label_of_path`).
+      InputError: fewer than two, and what `read` and `find_labelled` raise.
     """
-    files = picture_files(folder)[:most]
-    if len(files) < 2:
+    found = find_labelled(source, config.class_names)[:most]
+    if len(found) < 2:
         raise InputError(
-            f"--{flag}={folder}: found {len(files)} pictures, expected 2 or more, named "
+            f"--{flag}={source}: found {len(found)} pictures, expected 2 or more, named "
             "CLASS_ANYTHING.png or in a sub-folder for each class"
         )
-    labels = [label_of_path(path, config.class_names) for path in files]
-    size = config.tokenizer.image_size
-    images = np.stack([fit_image(read_image(path), size, mode=fit) for path in files])
-    return images, np.array(labels, np.int32)
+    images = np.stack([read(path, config.tokenizer.image_size) for path, _ in found])
+    return images, np.array([label for _, label in found], np.int32)
 
 
 def _open_folder(folder: Path) -> ImageSet:
     files = picture_files(folder)
     if not files:
-        raise InputError(f"{str(folder)!r} holds no pictures: expected {', '.join(_PICTURES)}")
+        raise InputError(f"{str(folder)!r} holds no pictures: expected {', '.join(PICTURES)}")
     size = read_image(files[0]).shape[:2]
 
     def read(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -165,6 +157,7 @@ def _open_npz(path: Path) -> ImageSet:
             )
         return shape
 
+    open_file(path, _EXPECTED).close()
     try:
         with zipfile.ZipFile(path) as archive:
             if _ARRAY not in archive.namelist():

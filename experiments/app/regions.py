@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from guidance.sketches import clean_sketch
 from maskgit_jax.editing.canvas import box_mask, read_mask, resize
 from maskgit_jax.editing.outpaint import SIDES, Growth
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import MAX_PIXELS, read_image
+from maskgit_jax.images import MAX_PIXELS
 
 _MOST_BY = 400  # percent
 _MOST_HEIGHTS = 20
@@ -81,14 +82,16 @@ def read_growths(
     return growths
 
 
-def read_sketch(path: str | None, height: int, width: int) -> UInt8[np.ndarray, "_ _ 3"] | None:
-    """The sketch at a picture's size, on which it is drawn."""
+def stretch_sketch(
+    path: str | None, invert: str, height: int, width: int
+) -> tuple[UInt8[np.ndarray, "_ _ 3"] | None, tuple[str, ...]]:
+    """The sketch at a picture's size, on which it is drawn, and what was done to its tones."""
     if path is None:
-        return None
-    sketch = read_image(path)
+        return None, ()
+    sketch, changes = clean_sketch(path, invert=invert)
     if sketch.shape[:2] != (height, width):
         print(f"--sketch={path} stretched to the picture's {width}x{height}", file=sys.stderr)
-    return resize(sketch, height, width)
+    return resize(sketch, height, width), changes
 
 
 def on_paper(

@@ -174,7 +174,7 @@ class RunFolder:
                 # Of an earlier run, the lines come first: without its pictures, none is finished.
                 for name in (self._read_record() or {}).get("files", ()):
                     (self.path / os.path.basename(name)).unlink(missing_ok=True)
-                text = to_json(record, indent=1, ensure_ascii=False) + "\n"
+                text = to_json(record, indent=1) + "\n"
                 write_whole(self.path / _PLAN, text.encode())
             self._drop_torn_line()
         for name, picture in (shown or {}).items():
@@ -427,4 +427,4 @@ def _read_lines(file: epath.Path, key: str) -> dict[int, Line]:
 
 
 def _to_bytes(line: Line) -> bytes:
-    return to_json(line, ensure_ascii=False).encode() + b"\n"
+    return to_json(line).encode() + b"\n"

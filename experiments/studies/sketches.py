@@ -25,6 +25,7 @@ from experiments.studies.scenes import (
     structure_distances,
 )
 from experiments.studies.study import Row, Study, grid, save_pictures
+from guidance.sketches import read_sketch
 from maskgit_jax.images import to_float
 
 _GUIDED_PER_DRAWING = 2
@@ -136,10 +137,15 @@ def study_scenes(
 
 
 def study_drawings(
-    sampling: Sampling, places: dict[str, Path | None], drawings: Path, unguided_steps: int
+    sampling: Sampling, places: dict[str, Path | None], drawings: str, unguided_steps: int
 ) -> None:
     """Prints the table of people's drawings; with a folder, also writes it and a grid."""
-    images, labels = read_labelled(drawings, sampling.model.config, flag="drawings")
+    images, labels = read_labelled(
+        drawings,
+        sampling.model.config,
+        lambda path, size: read_sketch(path, size).image,
+        flag="drawings",
+    )
     ids, judge, count = sampling.model.ids_of(images), load_judge(), len(labels)
     # Evenly spread, so that the grid shows many classes.
     shown = np.linspace(0, count - 1, min(_GRID_COLUMNS, count)).astype(int)

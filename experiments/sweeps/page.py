@@ -105,7 +105,7 @@ def write_report(folder: epath.Path) -> None:
             write_whole(folder / "plots" / f"{plot.name}.png", data)
             pdf = plots.encode(plot.figure, "pdf")
             write_whole(folder / "plots" / f"{plot.name}.pdf", pdf)
-        write_whole(folder / "report.html", page.encode())
+        write_whole(folder / "report.html", page.encode(errors="backslashreplace"))
     except OSError as error:
         raise InputError(
             f"{folder}: the report cannot be written ({error.strerror or error}); mend that and "

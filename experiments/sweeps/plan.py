@@ -86,15 +86,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         **plan.options,
         "dtype": plan.dtype,
         "settings": plan.values,
-        "sketches": [
-            {
-                "path": drawing.path,
-                "label": drawing.label,
-                "class_name": plan.class_names[drawing.label],
-                "digest": drawing.digest,
-            }
-            for drawing in plan.drawings
-        ],
+        "sketches": [drawing.record(plan.class_names) for drawing in plan.drawings],
         "seeds": plan.seeds,
         "rejection": plan.rejection,
         "num_items": len(plan_items(plan)),

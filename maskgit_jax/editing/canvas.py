@@ -18,10 +18,11 @@ from PIL import Image
 from maskgit_jax.config import TokenizerConfig
 from maskgit_jax.editing.blend import blend, blend_radius, blend_weights
 from maskgit_jax.editing.masks import fit_mask, latent_mask
-from maskgit_jax.errors import InputError
-from maskgit_jax.images import as_image
+from maskgit_jax.errors import InputError, notice
+from maskgit_jax.images import as_pixels, name_of, on_paper
 
 _WHITE_FROM = 128
+_MOST_MASKED = 0.9  # without a notice
 _OUTLINE = (230, 0, 60)
 
 
@@ -89,7 +90,11 @@ def resize(
 def read_mask(
     mask: str | os.PathLike[str] | Image.Image | np.ndarray, height: int, width: int
 ) -> tuple[Bool[np.ndarray, "_ _"], bool]:
-    """A mask's white (128 and above), and whether it had to be stretched to the size.
+    """What a mask lets be sampled again, and whether it had to be stretched to the size.
+
+    That is what is transparent in it (alpha below 128); in a mask where nothing is, what is white
+    (128 and above). Transparency, and a mask of more than 90 % of the picture, are told by
+    `Notice`.
 
     Args:
       mask: as for `images.as_image`.
@@ -97,25 +102,31 @@ def read_mask(
       width: of the picture.
 
     Raises:
-      InputError: no picture, nothing white in it, or nothing else.
+      InputError: no picture, nothing to be sampled again in it, or nothing else.
     """
-    white = as_image(mask).mean(axis=-1) >= _WHITE_FROM
-    name = f"the mask {os.fspath(mask)!r}" if isinstance(mask, str | os.PathLike) else "the mask"
-    if white.all() or not white.any():
-        found = "is white all over" if white.all() else "has no white"
+    pixels, name = as_pixels(mask), f"the mask {name_of(mask, '')}".rstrip()
+    kind, region = "transparent", pixels[..., 3:].min(axis=-1, initial=255) < _WHITE_FROM
+    if not region.any():
+        kind, region = "white", on_paper(pixels).mean(axis=-1) >= _WHITE_FROM
+    if region.all() or not region.any():
         raise InputError(
-            f"{name} {found}; expected white where the picture is to be sampled again and black "
-            "where it stays"
+            f"{name} {f'is {kind} all over' if region.all() else 'has no white'}; expected white "
+            "or transparent where the picture is to be sampled again and black where it stays"
         )
-    if white.shape == (height, width):
-        return white, False
-    fitted = fit_mask(white, height, width)
-    if fitted.all():
-        raise InputError(
-            f"{name} covers all of the picture at its {width}x{height} pixels; expected some "
-            "black: give a mask of the picture's size"
-        )
-    return fitted, True
+    stretched = region.shape != (height, width)
+    if stretched:
+        region = fit_mask(region, height, width)
+        if region.all():
+            raise InputError(
+                f"{name} covers all of the picture at its {width}x{height} pixels; expected some "
+                "black: give a mask of the picture's size"
+            )
+    share = f"{100 * region.mean():.0f} % of the picture"
+    if kind == "transparent":
+        notice(f"{name}: what is transparent is sampled again, {share}")
+    elif region.mean() > _MOST_MASKED:
+        notice(f"{name} remakes {share}")
+    return region, stretched
 
 
 def box_mask(

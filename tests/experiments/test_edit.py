@@ -15,7 +15,7 @@ from experiments.demo_world import world
 from maskgit_jax.editing.canvas import box_mask, finish, prepare, read_mask
 from maskgit_jax.editing.inpaint import EditSettings, remake
 from maskgit_jax.editing.outpaint import Growth, extend, grow
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, Notice
 from maskgit_jax.images import read_image
 from tests.commands import ROOT, assert_refused
 
@@ -50,6 +50,35 @@ def test_a_mask_is_stretched_to_the_picture(tmp_path):
     assert stretched
     np.testing.assert_array_equal(mask, box_mask(0, 15, 5, 15, 10, 30))
     assert not read_mask(tmp_path / "m.png", 16, 16)[1]
+
+
+def test_a_mask_s_hole_may_be_transparent(tmp_path):
+    """As image editors cut it: the rest is the photo, which may be white."""
+    pixels = np.full((16, 16, 4), 255, np.uint8)
+    pixels[4:12, 4:8, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    with pytest.warns(Notice, match=r"m\.png': what is transparent is sampled again, 12 % of"):
+        mask, _ = read_mask(tmp_path / "m.png", 16, 16)
+    np.testing.assert_array_equal(mask, box_mask(4, 4, 8, 4, 16, 16))
+    pixels[..., :3] = noise(3, 16, 16)
+    with pytest.warns(Notice, match="the mask: what is transparent"):
+        np.testing.assert_array_equal(read_mask(pixels, 16, 16)[0], mask)
+    # Without a hole, white counts as ever.
+    pixels[..., 3] = 200
+    pixels[..., :3] = 255 * mask[..., None]
+    np.testing.assert_array_equal(read_mask(pixels, 16, 16)[0], mask)
+    pixels[..., 3] = 0
+    with pytest.raises(InputError, match="the mask is transparent all over"):
+        read_mask(pixels, 16, 16)
+
+
+def test_a_mask_of_nearly_all_is_told():
+    mask = np.ones((10, 10), bool)
+    mask[0, :7] = False
+    with pytest.warns(Notice, match="the mask remakes 93 % of the picture"):
+        read_mask(mask, 10, 10)
+    mask[:1] = False
+    read_mask(mask, 10, 10)
 
 
 @pytest.mark.slow

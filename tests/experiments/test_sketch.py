@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from maskgit_jax.images import read_image
 from tests.commands import ROOT, TESTS, assert_refused, run_each
@@ -143,11 +143,47 @@ def test_only_what_the_record_names_is_replaced(tmp_path):
     assert "--output_dir=other holds a run of experiments.generate" in ended["other"].errors
 
 
+@pytest.mark.slow
+def test_a_folder_of_sketches_gives_what_each_gives_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("fish.png", "ball.png"):
+        shutil.copy(SKETCH.parent / name, tmp_path / "mine" / name)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/mine/cup_\xff.png")
+    white = Image.new("RGBA", (192, 192), (255, 255, 255, 0))
+    white.putalpha(ImageOps.invert(Image.open(SKETCH.parent / "cup.png").convert("L")))
+    white.save(tmp_path / "cup.png")
+    os.rename(tmp_path / "cup.png", odd)
+    flags = [f"--model={GOLDEN}", "--num_steps=2", "--num_samples=2", "--batch_size=4"]
+    alone = {
+        name: [*flags, f"--sketch=mine/{name}.png", f"--label={label}", f"--output_dir={name}"]
+        for name, label in (("ball", 1), ("fish", 1))
+    }
+    folder = [*flags, "--sketch=mine", "--output_dir=mine/out", "--label=1"]
+    ended = run_each("sketch", {**alone, "mine": folder, "again": folder}, cwd=tmp_path)
+    for name, each in ended.items():
+        assert each.status is None, (name, each)
+    assert "6 pictures" in ended["mine"].output and "light on dark: inv" in ended["mine"].errors
+    lines = read_lines(tmp_path / "mine" / "out" / "results.jsonl")
+    assert [line["index"] for line in lines] == list(range(6))
+    assert [os.path.basename(line["sketch"])[:3] for line in lines] == [
+        name for name in ("bal", "cup", "fis") for _ in range(2)
+    ]
+    assert [line.get("changes") for line in lines] == [None, None, ["inverted"], ["inverted"]] + [
+        None
+    ] * 2
+    for index in range(2):
+        picture = (tmp_path / "fish" / f"sample_{index:03d}.png").read_bytes()
+        assert (tmp_path / f"mine/out/sample_{4 + index:03d}.png").read_bytes() == picture
+    assert ended["again"].output.splitlines()[-2:] == ended["mine"].output.splitlines()[-2:]
+
+
 def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     """Flags and the words that the error line must have."""
     good = [f"--sketch={SKETCH}", "--label=fish"]
     shutil.copy(SKETCH, tmp_path / "grid.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    Image.new("L", (32, 32)).save(tmp_path / "blank.png")
+    os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty.png").write_text("")
@@ -160,7 +196,12 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     (tmp_path / "model" / "tokenizer_checkpoint").unlink()
     return {
         "missing": (["--sketch=nowhere.png", "--label=fish"], "nowhere.png"),
-        "folder": ([f"--sketch={tmp_path}", "--label=fish"], "irectory"),
+        "folder": ([f"--sketch={tmp_path}/none", "--label=fish"], "no file found; expected a f"),
+        "blank": ([f"--sketch={tmp_path}/blank.png", "--label=fish"], "blank.png' is blank"),
+        "pipe": ([f"--sketch={tmp_path}/pipe.png", "--label=fish"], "it is a pipe"),
+        "long": ([*good, f"--output_dir={'x' * 300}"], "File name too long"),
+        "read-only": ([*good, "--output_dir=/proc/x"], "/proc/x: cannot write there"),
+        "invert": ([*good, "--invert=maybe"], "auto, yes, no"),
         "text": ([f"--sketch={tmp_path}/text.png", "--label=fish"], "text.png"),
         "1x1": ([f"--sketch={tmp_path}/one.png", "--label=fish"], "1x1"),
         "0x0": ([f"--sketch={tmp_path}/empty.png", "--label=fish"], "empty.png"),

@@ -1,4 +1,6 @@
+import contextlib
 import os
+import socket
 import struct
 import tracemalloc
 import zlib
@@ -255,8 +257,33 @@ def test_no_permission_as_any_user(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr("builtins.open", refuse)
     assert "Permission denied; expected a picture file" in _error(tmp_path / "a.png")
+
+
+def test_what_is_no_regular_file_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "it is a pipe (FIFO); expected a picture file" in _error(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    assert "it is a device; expected a picture file" in _error(tmp_path / "zero.png")
+    with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(tmp_path):
+        opened.bind("socket.png")
+        assert "it is a socket; expected a picture file" in _error("socket.png")
+
+
+@pytest.mark.parametrize("suffix", ["eps", "ico", "tga", "pcx", "jp2", "pdf"])
+def test_formats_that_few_need_are_not_decoded(tmp_path, suffix):
+    Image.new("RGB", (16, 16), RED).save(tmp_path / f"a.{suffix}")
+    (tmp_path / f"a.{suffix}").rename(tmp_path / "a.png")
+    assert "is no readable picture; expected a complete picture file" in _error(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
+def test_what_phones_write_is_named(tmp_path, brand):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0" * 40)
+    message = _error(tmp_path / "a.heic")
+    assert "is a HEIC, HEIF or AVIF file" in message and "save it again as PNG or JPEG" in message
 
 
 def test_text_named_png(tmp_path):
@@ -513,7 +540,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(InputError, match="No space left on device; free some space"):
         save_png(tmp_path / "a.png", _constant(BLUE))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), _constant(RED))
     assert os.listdir(tmp_path) == ["a.png"]

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,28 +31,57 @@ def test_a_number_is_no_class(tmp_path):
         label_of_path(tmp_path / "0001.png", CLASSES)
 
 
-def draw(path, grey: int, size=(16, 16)) -> None:
+def draw(path, grey: int) -> None:
+    """A square of 8 pixels on white paper of 16."""
     path.parent.mkdir(exist_ok=True)
-    Image.new("L", size, grey).save(path)
+    paper = np.full((16, 16), 255, np.uint8)
+    paper[4:12, 4:12] = grey
+    Image.fromarray(paper).save(path)
 
 
 def read(source, label=None):
-    return read_drawings(str(source), CLASSES, 8, label=label, fit="pad")
+    return read_drawings("sketches", str(source), CLASSES, 16, label=label)
+
+
+def names(found) -> list[str]:
+    return [os.path.basename(drawing.path) for drawing in found]
 
 
 def test_a_pattern_finds_drawings_in_order(tmp_path):
     for name, grey in (("house_2.png", 10), ("house_1.png", 20), ("tench.png", 30)):
         draw(tmp_path / name, grey)
     found = read(tmp_path / "*.png")
-    assert [drawing.path.rsplit("/", 1)[1] for drawing in found] == [
-        "house_1.png",
-        "house_2.png",
-        "tench.png",
-    ]
+    assert names(found) == ["house_1.png", "house_2.png", "tench.png"]
     assert [drawing.label for drawing in found] == [2, 2, 0]
     for drawing, grey in zip(found, (20, 10, 30), strict=True):
-        np.testing.assert_array_equal(drawing.image, np.full((8, 8, 3), grey))
+        np.testing.assert_array_equal(drawing.image[4:12, 4:12], np.full((8, 8, 3), grey))
     assert [drawing.label for drawing in read(tmp_path / "*.png", label="1")] == [1, 1, 1]
+
+
+def test_a_folder_is_all_pictures_in_it_and_one_file_is_itself(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for place, name in enumerate(("house_2.PNG", "house_1.bmp", "tench/1.gif", "house_3.tif")):
+        draw(folder / name, 10 * place)
+    (folder / "notes.txt").write_text("no picture")
+    draw(folder / "grid.png", 90)
+    # What runs have written there is no drawing: the same command can be given again.
+    draw(folder / "out" / "sample_000.png", 100)
+    (folder / "out" / "plan.json").touch()
+    assert names(read(folder)) == ["house_1.bmp", "house_2.PNG", "house_3.tif", "1.gif"]
+    assert [drawing.label for drawing in read(folder)] == [2, 2, 2, 0]
+    assert [drawing.label for drawing in read(folder, label="tench")] == [0] * 4
+    assert names(read(folder / "house_3.tif")) == ["house_3.tif"]
+    with pytest.raises(InputError, match="no file found; expected a folder of pictures"):
+        read(tmp_path / "none")
+
+
+def test_names_that_are_no_text_are_read(tmp_path):
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/house_\xff.png")
+    draw(tmp_path / "house.png", 1)
+    os.rename(tmp_path / "house.png", source)
+    (drawing,) = read(tmp_path)
+    assert drawing.path == source and drawing.record(CLASSES)["path"] == source
 
 
 def test_a_csv_names_one_sketch_for_two_classes(tmp_path):

@@ -50,6 +50,19 @@ def test_what_is_finished_is_found_again(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "sweep" / "sketches" / "000.png"), PICTURE)
 
 
+def test_names_that_are_no_text_are_kept_in_ascii(tmp_path):
+    sketch = os.fsdecode(b"caf\xc3\xa9_\xff.png")
+    record = RECORD | {"sketches": [{"path": sketch, "label": 1, "digest": "0"}]}
+    folder = make_folder(tmp_path / "sweep", record=record)
+    line = {"item": 0, "file": picture_file(0), "sketch": sketch}
+    folder.add([Finished(PICTURE, line)])
+    folder.merge()
+    assert (tmp_path / "sweep" / "plan.json").read_bytes().isascii()
+    assert (tmp_path / "sweep" / "results.jsonl").read_bytes().isascii()
+    assert read_results(tmp_path / "sweep")[0]["sketch"] == sketch
+    make_folder(tmp_path / "sweep", record=record)  # goes on: the record is the same
+
+
 class Bucket(MemoryFileSystem):
     """Stands in for Google Cloud Storage: other than on a disk, files are written as a whole."""
 

@@ -272,6 +272,13 @@ def test_layers_alone_are_marks_without_a_line():
     assert ticks == ["late", "1,3", "all"]
 
 
+def test_names_that_are_no_text_are_shown(tmp_path):
+    plan = plan_of(1, [0])
+    plan["sketches"][0]["path"] = "fish_\udcff.png"
+    write_report(write_sweep(tmp_path, plan, lines_of(plan)))
+    assert "fish_\\udcff.png" in (tmp_path / "report.html").read_text()
+
+
 def test_what_cannot_be_written_is_one_error(tmp_path):
     plan = plan_of(1, [0])
     folder = write_sweep(tmp_path, plan, lines_of(plan))
