@@ -19,9 +19,9 @@ from tqdm import tqdm
 from experiments.app import cli
 from experiments.demo_world import world
 from experiments.demo_world.judge import Judge, predict
-from experiments.demo_world.judge_training import empty_pictures, judge_loss, roughen
 from experiments.metrics.measures import mean_and_error, part_miou, silhouette_iou
 from experiments.training import datasets, loop
+from experiments.training.judge import empty_pictures, judge_loss, roughen
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.images import to_float
 from maskgit_jax.keys import seed_key

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, UInt8
 from scipy.cluster.vq import kmeans2
 
@@ -146,13 +145,15 @@ def _train(
             return functools.partial(whole_loss, step=step)
         return lambda weights, batch, key: loss(weights["tokenizer"], batch, key)
 
-    def make_optimizer(*given: Any, **options: Any) -> optax.GradientTransformation:
+    def make_optimizer(*given: Any, **options: Any):
         # The discriminator's first moment is left out, as published: it follows a moving target.
-        by_part = {
-            "tokenizer": optimizers.make_optimizer(*given, **options),
-            "discriminator": optimizers.make_optimizer(*given, **options, betas=(0.0, 0.99)),
-        }
-        return optax.multi_transform(by_part, {part: part for part in weights})
+        betas = {"discriminator": {"betas": (0.0, 0.99)}}
+        return optimizers.by_part(
+            {
+                part: optimizers.make_optimizer(*given, **options, **betas.get(part, {}))
+                for part in weights
+            }
+        )
 
     data = loop.Data(pictures.batch, jax.jit(lambda batch: batch[0] / 255))
     held_out = pictures.held_out()

@@ -1,5 +1,7 @@
 """The error that a user can mend, and words from outside made fit for it."""
 
+import importlib
+
 
 class InputError(ValueError):
     """Bad input from outside: a flag, a file, a setting.
@@ -7,6 +9,17 @@ class InputError(ValueError):
     The message is one line that says what was found, what was expected and how to mend it.
     Commands print it alone and exit with status 2; library users catch it as a `ValueError`.
     """
+
+
+def need(what: str, extra: str, *packages: str) -> None:
+    """Raises InputError where a package of an extra, needed for `what`, is not installed."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise InputError(
+                f"{what} needs the package {package}: pip install 'maskgit_jax[{extra}]'"
+            ) from None
 
 
 def printable(found: object, most: int = 200) -> str:

@@ -21,8 +21,7 @@ from maskgit_jax.errors import InputError, printable
 def run(main: Callable[[Any], None], settings: type) -> None:
     """Reads a command's flags and runs it; what it compiles is kept for the next start.
 
-    Bad flags and `InputError` end the command with one line on stderr and status 2; Ctrl-C ends
-    it with status 130.
+    Bad flags and `InputError` end the command as `one_line_errors` says, Ctrl-C with status 130.
 
     Args:
       main: the command.
@@ -30,12 +29,19 @@ def run(main: Callable[[Any], None], settings: type) -> None:
     """
     # Libraries report every checkpoint at the info level.
     logging.set_verbosity(logging.WARNING)
-    try:
+    with one_line_errors():
         argv = [packaged_flagfile(argument) for argument in sys.argv]
         given, keep = parse(settings, argv)
         if keep:
             keep_programs()
         main(given)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line on stderr, and status 2, after an `InputError` inside."""
+    try:
+        yield
     except InputError as error:
         name = os.path.basename(sys.argv[0]).removesuffix(".py")
         print(f"{name}: {printable(str(error), most=10_000)}", file=sys.stderr)

@@ -319,7 +319,7 @@ class RunFolder:
         except ImportError as error:
             raise InputError(
                 f"--output_dir={self.path}: cannot write there ({error}); for gs:// addresses: "
-                "pip install -e '.[gcs]'"
+                "pip install 'maskgit_jax[gcs]'"
             ) from None
         except OSError as error:
             raise InputError(

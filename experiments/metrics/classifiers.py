@@ -10,8 +10,14 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from experiments.demo_world import judge
-from experiments.metrics.pretrained import in_pieces, load_network, to_pixels, transformers_library
-from maskgit_jax.errors import InputError
+from experiments.metrics.pretrained import (
+    check_transformers,
+    in_pieces,
+    load_network,
+    to_pixels,
+    transformers_library,
+)
+from maskgit_jax.errors import InputError, need
 from maskgit_jax.images import to_float
 
 Classifier = Callable[[UInt8[np.ndarray, "n H W 3"]], Float[np.ndarray, "n K"]]
@@ -50,9 +56,13 @@ def load_classifier(source: str, num_classes: int) -> Classifier:
 
 
 def check_source(source: str) -> None:
-    """Raises InputError where `load_classifier` would find neither an .onnx file nor a folder."""
+    """Raises InputError for neither an .onnx file nor a folder, or where its package is missing."""
     path = Path(source)
-    if not path.is_dir() and not (path.suffix == ".onnx" and path.is_file()):
+    if path.is_dir():
+        check_transformers(source)
+    elif path.suffix == ".onnx" and path.is_file():
+        need(source, "onnx", "onnxruntime")
+    else:
         raise InputError(
             f"no classifier at {source!r}: expected an .onnx file, or a folder with a Flax image "
             "classifier of transformers"
@@ -74,12 +84,7 @@ def class_probabilities(
 
 
 def _load_onnx(source: str, num_classes: int) -> Classifier:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(
-            f"{source} needs the package onnxruntime: pip install -e '.[onnx]'"
-        ) from None
+    import onnxruntime
 
     def run_and_explain(function, *arguments, **settings):
         # The runtime has a type of its own for each kind of failure.

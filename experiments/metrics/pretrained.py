@@ -14,9 +14,21 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from experiments.app.batches import map_rows
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, need
 
 _AT_ONCE = 64
+
+
+def check_transformers(source: str) -> None:
+    """Raises InputError where the package that reads `source` is missing or another version."""
+    need(source, "clip", "transformers")
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        raise InputError(
+            f"{source} needs transformers below 5, found {transformers.__version__}: "
+            "pip install 'maskgit_jax[clip]'"
+        )
 
 
 @contextlib.contextmanager
@@ -32,17 +44,9 @@ def transformers_library(source: str, advice: str) -> Iterator[ModuleType]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            import transformers
-        except ImportError:
-            raise InputError(
-                f"{source} needs the package transformers: pip install -e '.[clip]'"
-            ) from None
-        if int(transformers.__version__.split(".")[0]) >= 5:
-            raise InputError(
-                f"{source} needs transformers below 5, found {transformers.__version__}: "
-                "pip install -e '.[clip]'"
-            )
+        check_transformers(source)
+        import transformers
+
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()
         try:

@@ -56,6 +56,13 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
 
+def by_part(
+    optimizers: dict[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """An optimizer of its own for each part of the weights, a dict with the same keys."""
+    return optax.multi_transform(optimizers, {part: part for part in optimizers})
+
+
 def matrices(params: Params) -> Any:
     """Which axes of each weight are a matrix's inputs and outputs, for Muon; None for others.
 

@@ -142,7 +142,7 @@ def test_bad_onnx_files_are_told(tmp_path):
 def test_missing_onnxruntime_is_told(tmp_path, monkeypatch):
     path = save_onnx(tmp_path / "a.onnx", [None, 3, 8, 8], K)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"pip install -e '.\[onnx\]'"):
+    with pytest.raises(InputError, match=r"pip install 'maskgit_jax\[onnx\]'"):
         classifiers.load_classifier(path, K)
 
 
