@@ -154,7 +154,8 @@ def check_flags(flags: Flags) -> None:
         raise InputError("--by without --extend: say to which side, such as --extend=right")
     if flags.sketch is None:
         of_structure = {*SWEPT, *STATIC, "sampler", "guidance_schedule"}
-        for name in sorted(of_structure - {"num_steps", "token_temperature"}):
+        # First the preset, which gives some of the others.
+        for name in ("preset", *sorted(of_structure - {"num_steps", "token_temperature"})):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} without --sketch: only a sketch gives structure")
     elif flags.mask is None and flags.box is None:

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from experiments.app import cli, digests
 from experiments.app.drawings import read_drawings
 from experiments.app.flag_groups import GuidanceFlags, read_grid
+from experiments.app.ranges import MOST, read_seeds
 from experiments.app.run_folder import RunFolder
 from experiments.sweeps import best_of, page
 from experiments.sweeps.best_of import BestOf, BestOfFlags
@@ -55,7 +56,6 @@ from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model, model_config
 
-_MOST = 10**6
 _POLL_SECONDS = 2.0
 # Of a matrix product's speed, what decoding reaches: roughly, for the estimate.
 _EFFICIENCY = 0.3
@@ -74,22 +74,25 @@ class Flags(GuidanceFlags, BestOfFlags):
     )
     label: str | None = knob(None, "Class of all pictures; else names say it.")
     fit: str = knob("pad", "How a sketch that is not square fits.", choices=("pad", "crop"))
-    seeds: int = knob(1, "Pictures for each combination: --seed, and following.", low=1, high=_MOST)
+    seeds: str = knob(
+        "1", "Of each combination: how many, from --seed on, or a list of them, 0,3,7 or 0-9."
+    )
     output_dir: str = knob("sweep", "Folder for the results, or gs://….", kind=Path)
     dry_run: bool = knob(False, "Print the plan alone.")
     multihost: bool = knob(False, "Share the work with the other hosts.")
     coordinator_address: str | None = knob(None, "Host 0, host:port.")
-    num_processes: int | None = knob(None, "Number of hosts.", low=1, high=_MOST, kind=int)
-    process_id: int | None = knob(None, "This host's number.", low=0, high=_MOST, kind=int)
+    num_processes: int | None = knob(None, "Number of hosts.", low=1, high=MOST, kind=int)
+    process_id: int | None = knob(None, "This host's number.", low=0, high=MOST, kind=int)
 
 
 def main(flags: Flags) -> None:
     """Samples a picture for every combination of settings, sketches and seeds."""
     config = model_config(flags.model)
     plan, chooser, host, num_hosts = _read_flags(flags, config)
+    count = math.prod(map(len, (*plan.values.values(), plan.drawings, plan.seeds)))
+    if count > MOST:
+        raise InputError(f"{count} items: expected {MOST} at most; give fewer values")
     items = plan_items(plan)
-    if len(items) > _MOST:
-        raise InputError(f"{len(items)} items: expected {_MOST} at most; give fewer values")
     num_candidates = chooser.num_candidates
     batches = plan_batches(items, max(1, flags.batch_size // num_candidates))
     if flags.dry_run:
@@ -98,10 +101,10 @@ def main(flags: Flags) -> None:
     folder = RunFolder(flags.output_dir, "sweep", key="item", host=host, num_hosts=num_hosts)
     record = plan_record(plan)
     with folder.claim(record):  # before anything large is loaded
+        measure = chooser.load()
         if host == 0:
             _print_plan(config, plan, batches, num_candidates, num_hosts)
         model = load_model(flags.model, dtype=plan.dtype)
-        measure = chooser.load()
         record["weights"] = digests.of_weights(model)
         folder.open(record, {sketch_file(i): each.image for i, each in enumerate(plan.drawings)})
         sizes = {"num_candidates": num_candidates, "batch_size": flags.batch_size}
@@ -138,9 +141,7 @@ def main(flags: Flags) -> None:
 def _read_flags(flags: Flags, config: ModelConfig) -> tuple[Plan, BestOf, int, int]:
     """The plan, what chooses among candidates, this host's number and how many there are."""
     grid = read_grid(flags, config)
-    end = flags.seed + flags.seeds
-    if end > 2**32:
-        raise InputError(f"--seeds={flags.seeds}: the last would be {end - 1}, above {2**32 - 1}")
+    seeds = read_seeds(flags.seeds, flags.seed)
     drawings = read_drawings(
         flags.sketches,
         config.class_names,
@@ -152,7 +153,6 @@ def _read_flags(flags: Flags, config: ModelConfig) -> tuple[Plan, BestOf, int, i
     # Before anything touches the devices.
     host, num_hosts = _join_hosts(flags)
     chooser = best_of.read(flags, config)
-    seeds = list(range(flags.seed, end))
     names = flags.model, config.class_names
     plan = Plan(*names, grid.options, flags.dtype, grid.values, drawings, seeds, chooser.record)
     return plan, chooser, host, num_hosts

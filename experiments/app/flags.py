@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments.app.presets import read_preset
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import Knob, knob, knobs_of
 
@@ -76,13 +77,13 @@ def parse(cls: type, argv: Sequence[str]) -> tuple[Any, bool]:
     # The command's own first: --help shows them in this order.
     declared = {name: known[name] for name in (*cls.__annotations__, *known) if name in known}
     defaults = {f.name: f.default for each in (cls, _Common) for f in dataclasses.fields(each)}
+    separators = {name: ";" if name == "layers" else "," for name in declared}
     values = flags.FlagValues()
     for name, each in declared.items():
         if each.kind is bool:
             values[name] = flags.BooleanFlag(name, defaults[name], each.help)
         else:
-            separator = {"layers": ";"}.get(name, ",") if name in several else None
-            parser = _Parser(each, separator)
+            parser = _Parser(each, separators[name] if name in several else None)
             values[name] = flags.Flag(parser, None, name, defaults[name], each.help)
     try:
         rest = values(list(argv))
@@ -90,6 +91,12 @@ def parse(cls: type, argv: Sequence[str]) -> tuple[Any, bool]:
         raise InputError(str(error).removeprefix("flag ")) from None
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
+    if "preset" in declared and values["preset"].value is not None:
+        for name, text in read_preset(values["preset"].value).items():
+            # Sweeps alone have some of its flags, and take several values of others.
+            takes = name in several or separators.get(name, ",") not in text
+            if name in declared and not values[name].present and takes:
+                values[name].parse(text)
     given = {name: values[name].value for name in declared}
     if given.pop("help"):
         print(_usage(cls, declared, defaults, several))

@@ -15,12 +15,13 @@ from jaxtyping import Float, UInt8
 
 from experiments.metrics.pretrained import (
     check_connection,
-    check_transformers,
+    check_network,
     in_pieces,
     load_network,
     to_pixels,
     transformers_library,
 )
+from maskgit_jax.errors import InputError
 
 DEFAULT = "openai/clip-vit-base-patch32"
 """The smallest CLIP that was released, 0.6 GB: fetched once into the cache of Hugging Face."""
@@ -42,7 +43,7 @@ class Clip(NamedTuple):
 
 def check_source(source: str) -> None:
     """Raises InputError where `load_clip` would lack its package, or the folder that is named."""
-    check_transformers(source)
+    check_network(source, _ADVICE)
     if not Path(source).is_dir() and (Path(source).is_absolute() or source.startswith(".")):
         raise InputError(f"--clip={source}: no such folder; {_ADVICE}")
 

@@ -5,6 +5,7 @@ import functools
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +20,8 @@ from maskgit_jax.errors import InputError, need
 _AT_ONCE = 64
 
 
-def check_transformers(source: str) -> None:
-    """Raises InputError where the package that reads `source` is missing or another version."""
+def check_network(source: str, advice: str) -> None:
+    """Raises InputError where a folder holds no network, or what reads it is not installed."""
     need(source, "clip", "transformers")
     import transformers
 
@@ -29,6 +30,8 @@ def check_transformers(source: str) -> None:
             f"{source} needs transformers below 5, found {transformers.__version__}: "
             "pip install 'maskgit_jax[clip]'"
         )
+    if Path(source).is_dir() and not Path(source, "config.json").is_file():
+        raise InputError(f"{source} holds no config.json; {advice}")
 
 
 @contextlib.contextmanager
@@ -44,7 +47,7 @@ def transformers_library(source: str, advice: str) -> Iterator[ModuleType]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        check_transformers(source)
+        check_network(source, advice)
         import transformers
 
         verbosity = transformers.logging.get_verbosity()

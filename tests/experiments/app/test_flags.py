@@ -1,0 +1,56 @@
+import pytest
+
+from experiments import benchmark, edit, evaluate, generate, sketch, steps_study, sweep
+from experiments.app.flag_groups import read_guidance
+from experiments.app.flags import parse
+from experiments.app.presets import PRESETS, read_preset
+from maskgit_jax.errors import InputError
+from maskgit_jax.model import model_config
+
+
+def flags_of(command, *arguments: str):
+    return parse(command.Flags, ["command", *arguments])[0]
+
+
+def test_a_preset_gives_flags_that_are_not_given():
+    swept = flags_of(sweep, "--preset=quick", "--lambda_s=1")
+    assert (swept.num_steps, swept.lambda_s, swept.guidance_scale) == ([8], [1.0], [0.0, 0.3])
+    assert swept.batch_size == 20
+    # What it has several values of is a sweep's.
+    drawn = flags_of(sketch, "--batch_size=2", "--preset=quick")
+    assert (drawn.num_steps, drawn.lambda_s, drawn.batch_size) == (8, None, 2)
+    paper = flags_of(sketch, "--preset=paper")
+    assert (paper.model, paper.num_steps, paper.layers) == ("imagenet256", 500, "1,3,16,20,21,22")
+    demo = flags_of(sweep, "--preset=demo")
+    assert (demo.seeds, demo.layers, demo.lambda_s) == ("2", ["all"], [0.0, 0.3, 0.6, 0.8, 1.0])
+    assert flags_of(sketch).num_steps is None
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_suits_every_guided_command(preset):
+    for command in (benchmark, edit, evaluate, sketch, steps_study, sweep):
+        assert flags_of(command, f"--preset={preset}").preset == preset
+    assert read_preset(preset).keys() <= sweep.Flags.__dataclass_fields__.keys()
+
+
+def test_unknown_presets_are_refused_with_the_known():
+    with pytest.raises(InputError, match="--preset=slow: expected one of demo, paper, quick"):
+        flags_of(sketch, "--preset=slow")
+    with pytest.raises(InputError, match="preset"):
+        flags_of(generate, "--preset=quick")
+
+
+def test_the_sampler_s_old_name_means_the_same():
+    config = model_config("demo")
+    records = [
+        read_guidance(flags_of(sketch, f"--sampler={name}"), config).record
+        for name in ("proposals", "fast")
+    ]
+    assert records[0] == records[1]
+    assert (records[0]["num_steps"], records[0]["num_proposals"]) == (16, 4)
+
+
+@pytest.mark.parametrize("command", [benchmark, edit, evaluate, generate, sketch, sweep])
+def test_an_empty_path_is_refused(command):
+    with pytest.raises(InputError, match="--output_dir=: expected a path"):
+        flags_of(command, "--output_dir=")
