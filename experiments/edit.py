@@ -37,7 +37,7 @@ from guidance.inpaint import follow_sketch
 from guidance.settings import STATIC, SWEPT
 from maskgit_jax.editing.canvas import finish, prepare
 from maskgit_jax.editing.inpaint import EditSettings, remake
-from maskgit_jax.editing.outpaint import grow
+from maskgit_jax.editing.outpaint import count_windows, grow
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knob, optional
 from maskgit_jax.model import Model, model_config
@@ -76,6 +76,7 @@ def main(flags: Flags) -> None:
     shape = image.shape[:2]
     mask = read_region(flags.mask, flags.box, *shape)
     growths = read_growths(flags.extend, flags.by or "50%", flags.panorama, *shape)
+    windows = count_windows(growths, *shape, config.tokenizer.image_size) if growths else 1
     sketch = read_sketch(flags.sketch, *shape)
     guided = read_guidance(flags, config)
     settings = edit_settings(config, flags)
@@ -91,7 +92,7 @@ def main(flags: Flags) -> None:
             (labels,), measures = repeat_rows(batch, np.array(label)), [{}] * batch.count
             if growths:
                 (images,) = repeat_rows(batch, image)
-                made = grow(model, images, growths, labels, settings, **common)
+                made = grow(model, images, growths, labels, settings, **common, progress=progress)
                 return made[: batch.count], measures
             squares, masked = repeat_rows(batch, picture.square, picture.masked)
             if sketch is None:
@@ -136,7 +137,7 @@ def main(flags: Flags) -> None:
         },
         inputs={name: getattr(flags, name) for name in ("image", "mask", "sketch")},
         sampler=sampler,
-        num_steps=settings.num_steps if sketch is None else guided.num_steps,
+        num_steps=guided.num_steps if sketch is not None else windows * settings.num_steps,
         sheet=sheet,
     )
     print(f"{len(lines)} pictures in {folder}, look at {folder / GRID}")

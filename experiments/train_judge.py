@@ -110,6 +110,7 @@ def main(flags: Flags) -> None:
     empty = empty_pictures(jax.random.fold_in(key, HELD_OUT_SEED), *photos.shape[:3])
     verdict = predict(judge, state.average, np.asarray(empty))
     print(f"empty pictures: {np.mean(verdict.parts > 0):.3f} of the pixels taken for an object")
+    print(f"model saved in {folder}")
 
 
 if __name__ == "__main__":
