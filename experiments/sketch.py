@@ -44,7 +44,8 @@ def main(flags: Flags) -> None:
     """Samples pictures that follow a sketch."""
     path, label_text = flags.sketch, flags.label
     if path is None:
-        path, label_text = _SAMPLE_SKETCH, label_text or _SAMPLE_LABEL
+        path = _SAMPLE_SKETCH
+        label_text = _SAMPLE_LABEL if label_text is None else label_text
     elif label_text is None:
         raise InputError("--sketch without --label: say what it shows, such as --label=house")
     config = model_config(flags.model)

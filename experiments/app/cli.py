@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 
 from experiments.app.compiled import keep_programs
-from experiments.app.files import write_whole
+from experiments.app.files import reason, write_whole
 from experiments.app.flags import parse
 from maskgit_jax.errors import InputError, printable
 
@@ -73,8 +73,7 @@ def output_folder(path: str, flag: str = "output_dir") -> Path:
             pass
     except OSError as error:
         raise InputError(
-            f"--{flag}={folder}: cannot write there ({error.strerror or error}); "
-            "choose another folder"
+            f"--{flag}={folder}: cannot write there ({reason(error)}); choose another folder"
         ) from None
     return folder
 
@@ -84,7 +83,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         write_whole(path, text.encode())
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+        raise InputError(f"{path} cannot be written ({reason(error)})") from None
 
 
 @contextlib.contextmanager

@@ -33,6 +33,13 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def reason(error: OSError) -> str:
+    """Words for why a file or folder cannot be written."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file is where a folder should be"
+    return error.strerror or str(error)
+
+
 def write_whole(path: epath.PathLike, data: bytes) -> None:
     """Writes a file that appears under its name complete or not at all, also if power fails.
 

@@ -1,6 +1,7 @@
 """Command-line flags, made of the knobs of a command's `Flags` (`maskgit_jax/knobs.py`)."""
 
 import dataclasses
+import difflib
 import os
 import sys
 import textwrap
@@ -56,8 +57,18 @@ class _Parser(flags.ArgumentParser):
         except ValueError:
             value = None
         if value is None or not declared.allows(value):
-            raise ValueError(f"expected {declared.expected}")
+            raise ValueError(declared.refusal(value))
         return value
+
+
+class _BooleanParser(flags.BooleanParser):
+    """As absl's, with words of ours."""
+
+    def parse(self, argument: Any) -> bool:
+        try:
+            return super().parse(argument)
+        except ValueError:
+            raise ValueError("expected true or false") from None
 
 
 def parse(cls: type, argv: Sequence[str]) -> tuple[Any, bool]:
@@ -82,13 +93,19 @@ def parse(cls: type, argv: Sequence[str]) -> tuple[Any, bool]:
     for name, each in declared.items():
         if each.kind is bool:
             values[name] = flags.BooleanFlag(name, defaults[name], each.help)
+            values[name].parser = _BooleanParser()
         else:
             parser = _Parser(each, separators[name] if name in several else None)
             values[name] = flags.Flag(parser, None, name, defaults[name], each.help)
     try:
         rest = values(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, declared, 1)
+        hint = f"did you mean --{near[0]}?" if near else "--help shows all"
+        raise InputError(f"there is no --{error.flagname}: {hint}") from None
     except flags.Error as error:
-        raise InputError(str(error).removeprefix("flag ")) from None
+        text = str(error).removeprefix("flag ").removeprefix("ERROR:: ")
+        raise InputError(text) from None
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
     if "preset" in declared and values["preset"].value is not None:

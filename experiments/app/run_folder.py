@@ -30,7 +30,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from experiments.app import cli
-from experiments.app.files import PART, append, is_local, to_json, write_whole
+from experiments.app.files import PART, append, is_local, reason, to_json, write_whole
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import png_bytes, read_image
 
@@ -323,7 +323,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise InputError(
-                f"--output_dir={self.path}: cannot write there ({error.strerror or error}); what "
+                f"--output_dir={self.path}: cannot write there ({reason(error)}); what "
                 "is finished is kept: mend that and give the same command again, or choose another "
                 "folder"
             ) from None

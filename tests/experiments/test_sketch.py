@@ -189,6 +189,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
             [*good, "--num_proposals=0"],
             "--num_proposals=0: expected a whole",
         ),
+        "empty label": (["--label="], "the label is empty: give a class number"),
         "sampler": ([*good, "--sampler=faster"], "published, proposals, fast"),
         "dtype": ([*good, "--dtype=float16"], "bfloat16"),
         "token": ([*good, "--token_temperature=inf"], "--token_temperature=inf"),

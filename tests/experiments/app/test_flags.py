@@ -1,6 +1,15 @@
 import pytest
 
-from experiments import benchmark, edit, evaluate, generate, sketch, steps_study, sweep
+from experiments import (
+    benchmark,
+    edit,
+    evaluate,
+    generate,
+    sketch,
+    steps_study,
+    sweep,
+    train_judge,
+)
 from experiments.app.flag_groups import read_guidance
 from experiments.app.flags import parse
 from experiments.app.presets import PRESETS, read_preset
@@ -54,3 +63,22 @@ def test_the_sampler_s_old_name_means_the_same():
 def test_an_empty_path_is_refused(command):
     with pytest.raises(InputError, match="--output_dir=: expected a path"):
         flags_of(command, "--output_dir=")
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "words"),
+    [
+        (sweep, "--dry_run=maybe", "--dry_run=maybe: expected true or false"),
+        (sketch, "--num_sample=3", "there is no --num_sample: did you mean --num_samples?"),
+        (sketch, "--colour=red", "there is no --colour: --help shows all"),
+        (sketch, "--flagfile=none", "Unable to open flagfile"),
+        (evaluate, f"--num_sketches={10**30}", "expected 2147483647 at most"),
+        (evaluate, "--num_sketches=inf", "expected a whole number, 5 or more"),
+        (train_judge, "--learning_rate=inf", "expected 1e+30 at most"),
+        (train_judge, "--learning_rate=nan", "expected a number, 0 or more"),
+    ],
+)
+def test_what_is_wrong_is_named(command, argument, words):
+    with pytest.raises(InputError) as error:
+        flags_of(command, argument)
+    assert str(error.value).endswith(words) or str(error.value).startswith(words)
