@@ -64,7 +64,9 @@ class Flags(GuidanceFlags, PictureFlags, _EditKnobs):
         None, "Sides to grow to: left, right, up, down.", kind=tuple
     )
     by: str | None = knob(None, "How far to each side, as a share of the picture; else 50%.")
-    panorama: float | None = knob(None, "Grow left and right to so many heights.", kind=float)
+    panorama: float | None = knob(
+        None, "Grow left and right until the width is so many heights.", kind=float
+    )
     sketch: str | None = knob(None, "Drawing to follow inside the mask or box.", kind=Path)
 
 

@@ -81,7 +81,9 @@ class Flags(_SamplerKnobs):
     batch_size: int = knob(32, "Pictures sampled together.", low=1, high=_MOST)
     output_dir: str = knob("samples", "Folder for the results.", kind=Path)
     format: str = knob(
-        "png", "What is written beside grid.png; grid is nothing.", choices=("png", "npz", "grid")
+        "png",
+        "What is written beside grid.png: a file per picture, one .npz of all, or nothing.",
+        choices=("png", "npz", "grid"),
     )
     inception: str | None = knob(
         None, "Score the pictures by this network, as experiments.score does.", kind=Path

@@ -1,6 +1,6 @@
 """Sweeps settings of structure-guided decoding over sketches, classes and seeds.
 
-    python -m experiments.sweep --sketches='dir/*.png' --lambda_s=0,0.5,0.9,1 \
+    python -m experiments.sweep --sketches='dir/*.png' --lambda_s=0,0.5,0.9,1 \\
         --guidance_scale=0,0.6,2 --layers='early;late;1,3,16' --seeds=4 --output_dir=sweep
 
 Makes a picture for every combination: item by item the one that `experiments.sketch --seed=S
@@ -80,7 +80,7 @@ class Flags(GuidanceFlags, BestOfFlags):
     output_dir: str = knob("sweep", "Folder for the results, or gs://….", kind=Path)
     dry_run: bool = knob(False, "Print the plan alone.")
     multihost: bool = knob(False, "Share the work with the other hosts.")
-    coordinator_address: str | None = knob(None, "Host 0, host:port.")
+    coordinator_address: str | None = knob(None, "Address of host 0, as host:port.")
     num_processes: int | None = knob(None, "Number of hosts.", low=1, high=MOST, kind=int)
     process_id: int | None = knob(None, "This host's number.", low=0, high=MOST, kind=int)
 

@@ -63,8 +63,7 @@ class Knob(NamedTuple):
         whole = "a whole number" if self.kind is int else "a number"
         if self.low is None or self.high is None:
             return whole if self.low is None else f"{whole}, {self.low:g} or more"
-        high = str(self.high) if self.kind is int else f"{self.high:g}"
-        return f"{whole} from {self.low:g} to {high}"
+        return f"{whole} from {self.low:g} to {self.high:.10g}"
 
     def allows(self, value: Any) -> bool:
         """Whether a value, or all of an array, is allowed."""

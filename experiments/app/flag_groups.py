@@ -26,7 +26,11 @@ from maskgit_jax.model import DTYPES, model_config
 Setting = dict[str, Any]
 """A value for each name in `settings.SWEPT`."""
 
-MODEL_HELP = "demo, imagenet256, imagenet512, or a model folder."
+MODEL_HELP = (
+    "demo, which knows ball, box, cone, star, tree, house, fish, mushroom, cup and flower; "
+    "imagenet256 or imagenet512, which know the 1000 classes of ImageNet and are fetched once; or "
+    "a model folder."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

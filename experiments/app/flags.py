@@ -16,6 +16,7 @@ from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import Knob, knob, knobs_of
 
 _SPACE = " " * 6
+_OF_PRESETS = "Settings that show no value have the model's own: the presets in its config.json.\n"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,14 +127,24 @@ def _usage(
     cls: type, declared: dict[str, Knob], defaults: dict[str, Any], several: Collection[str]
 ) -> str:
     """What --help shows: the module's docstring, then all flags."""
-    lines = [sys.modules[cls.__module__].__doc__ or "", "Flags:"]
+    lines = [sys.modules[cls.__module__].__doc__ or ""]
+    if defaults.get("num_steps", 0) is None:
+        lines.append(_OF_PRESETS)
+    lines.append("Flags:")
     for name, each in declared.items():
-        default = defaults[name]
+        default, text = defaults[name], each.help
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
-        shown = f"  --{name}" if default is None or each.kind is bool else f"  --{name}={default}"
-        text = each.help
-        if each.choices or each.kind not in (bool, str, Path):
-            text += f" ({'each ' if name in several else ''}{each.expected})"
+        if isinstance(default, float):
+            default = f"{default:g}"
+        shown = f"  --{name}"
+        if each.kind is bool:
+            text += f" On; --no{name} turns it off." if default else ""
+        elif each.choices or each.kind not in (str, Path):
+            text += f" ({each.expected})"
+        if default not in (None, "") and each.kind is not bool:
+            shown += f"={default}"
+        if name in several:
+            text += f" Several: with {'semicolons' if name == 'layers' else 'commas'} between."
         lines += [shown, *textwrap.wrap(text, 92, initial_indent=_SPACE, subsequent_indent=_SPACE)]
     return "\n".join(lines)

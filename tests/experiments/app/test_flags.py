@@ -9,6 +9,7 @@ from experiments import (
     steps_study,
     sweep,
     train_judge,
+    train_transformer,
 )
 from experiments.app.flag_groups import read_guidance
 from experiments.app.flags import parse
@@ -82,3 +83,25 @@ def test_what_is_wrong_is_named(command, argument, words):
     with pytest.raises(InputError) as error:
         flags_of(command, argument)
     assert str(error.value).endswith(words) or str(error.value).startswith(words)
+
+
+def test_help_says_defaults_and_how_to_give_several(capsys):
+    for command in (sweep, train_transformer, evaluate):
+        with pytest.raises(SystemExit) as stopped:
+            flags_of(command, "--help")
+        assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "--lambda_s Share of structure; the rest is realism. (a number from 0 to 1) Several: with "
+        "commas between.",
+        "or 1,3,16. Several: with semicolons between.",
+        "the model's own: the presets in its config.json.",
+        "--lambda_s=0,0.5,0.9,1 \\ --guidance_scale=0,0.6,2",
+        "--flip Mirror half of a folder's pictures. On; --noflip turns it off.",
+        "--dry_run Print the plan alone. --multihost",
+        "--max_ratio=1.33333 Longer",
+        "--lambda_s_curve More rows",
+        "--seed=0 Random seed",
+        "(a number from 0 to 1000000)",
+    ):
+        assert words in shown, words
