@@ -55,7 +55,7 @@ def sketch(
       seed: sample i's randomness is that of `fold_in(key(seed), i)`.
       batch_size: pictures sampled together.
       fit: how a sketch that is not square fits, "pad" or "crop".
-      fast: few steps with several proposals in each (docs/steps.md).
+      fast: as `--sampler=proposals`: few steps, several proposals in each (docs/steps.md).
       knobs: `lambda_s`, `guidance_scale`, `num_steps`, `layers`, …, see
         `settings.guidance_settings`.
 
