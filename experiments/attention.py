@@ -50,7 +50,9 @@ class Flags(StudyFlags, ToneFlags):
     label: str | None = knob(None, "What the photo shows: a class's name or number.")
     fit: str = knob("pad", "How files that are not square fit.", choices=("pad", "crop"))
     token: str | None = knob(None, "ROW,COLUMN from 0; the drawing's centre if not given.")
-    head: int | None = knob(None, "Attention head to draw; the mean of all if not given.", kind=int)
+    head: int | None = knob(
+        None, "Attention head to draw; the mean of all if not given.", low=0, kind=int
+    )
     # The queries and keys of all scenes are in memory.
     num_scenes: int = knob(100, "Scenes in the table.", low=10, high=1000)
     divergence: str = knob("jeffreys", "Of attention maps.", choices=DIVERGENCES)

@@ -23,6 +23,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -48,11 +49,11 @@ class Flags(GuidanceFlags):
 
     task: str = knob("decode", "What is measured.", choices=(*TASKS, "cost"))
     variants: Any = knob(VARIANTS, "The variants measured.", kind=str, choices=VARIANTS)
-    models: Any = knob(None, "Several models in place of --model.")
+    models: Any = knob(None, "Several models in place of --model.", kind=Path)
     batch_sizes: Any = knob(None, "Several in place of --batch_size.", kind=int, low=1)
     random_weights: bool = knob(False, "Random weights; fetches nothing.")
     repeats: int = knob(5, "Turns of each variant.", low=1)
-    output_dir: str = knob("out", "Folder for the results.")
+    output_dir: str = knob("out", "Folder for the results.", kind=Path)
     num_steps: int = knob(8, "Decoding steps.", low=1, high=10**6)
 
 

@@ -37,7 +37,7 @@ from guidance.inpaint import follow_sketch
 from guidance.settings import STATIC, SWEPT
 from maskgit_jax.editing.canvas import finish, prepare
 from maskgit_jax.editing.inpaint import EditSettings, remake
-from maskgit_jax.editing.outpaint import grow
+from maskgit_jax.editing.outpaint import count_windows, grow
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knob, optional
 from maskgit_jax.model import Model, model_config
@@ -66,7 +66,9 @@ class Flags(GuidanceFlags, PictureFlags, ToneFlags, _EditKnobs):
         None, "Sides to grow to: left, right, up, down.", kind=tuple
     )
     by: str | None = knob(None, "How far to each side, as a share of the picture; else 50%.")
-    panorama: float | None = knob(None, "Grow left and right to so many heights.", kind=float)
+    panorama: float | None = knob(
+        None, "Grow left and right until the width is so many heights.", kind=float
+    )
     sketch: str | None = knob(None, "Drawing to follow inside the mask or box.", kind=Path)
 
 
@@ -79,6 +81,7 @@ def main(flags: Flags) -> None:
     mask = read_region(flags.mask, flags.box, *shape)
     growths = read_growths(flags.extend, flags.by or "50%", flags.panorama, *shape)
     sketch, changes = stretch_sketch(flags.sketch, flags.invert, *shape)
+    windows = count_windows(growths, *shape, config.tokenizer.image_size) if growths else 1
     guided = read_guidance(flags, config)
     settings = edit_settings(config, flags)
 
@@ -93,7 +96,7 @@ def main(flags: Flags) -> None:
             (labels,), measures = repeat_rows(batch, np.array(label)), [{}] * batch.count
             if growths:
                 (images,) = repeat_rows(batch, image)
-                made = grow(model, images, growths, labels, settings, **common)
+                made = grow(model, images, growths, labels, settings, **common, progress=progress)
                 return made[: batch.count], measures
             squares, masked = repeat_rows(batch, picture.square, picture.masked)
             if sketch is None:
@@ -139,7 +142,7 @@ def main(flags: Flags) -> None:
         },
         inputs={name: getattr(flags, name) for name in ("image", "mask", "sketch")},
         sampler=sampler,
-        num_steps=settings.num_steps if sketch is None else guided.num_steps,
+        num_steps=guided.num_steps if sketch is not None else windows * settings.num_steps,
         sheet=sheet,
     )
     print(f"{len(lines)} pictures in {folder}, look at {folder / GRID}")
@@ -157,7 +160,8 @@ def check_flags(flags: Flags) -> None:
         raise InputError("--by without --extend: say to which side, such as --extend=right")
     if flags.sketch is None:
         of_structure = {*SWEPT, *STATIC, "sampler", "guidance_schedule"}
-        for name in sorted(of_structure - {"num_steps", "token_temperature"}):
+        # First the preset, which gives some of the others.
+        for name in ("preset", *sorted(of_structure - {"num_steps", "token_temperature"})):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} without --sketch: only a sketch gives structure")
     elif flags.mask is None and flags.box is None:

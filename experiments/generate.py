@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from experiments.app import cli, digests
 from experiments.app.batches import Batch, make_batches
+from experiments.app.captions import named_grid
 from experiments.app.flag_groups import MODEL_HELP
 from experiments.app.generate_plan import Plan, choose_settings, read_labels
 from experiments.app.picture_job import GRID
@@ -38,7 +39,7 @@ from experiments.metrics.scoring import FEWEST, open_images, score
 from guidance import classifier_free
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
-from maskgit_jax.images import make_grid, png_bytes
+from maskgit_jax.images import png_bytes
 from maskgit_jax.knobs import SEEDS, knob, knobs_of, optional
 from maskgit_jax.model import Model, load_model, model_config, with_class_token
 from maskgit_jax.sampling.loop import MASK_ID, LoopSettings
@@ -80,7 +81,9 @@ class Flags(_SamplerKnobs):
     batch_size: int = knob(32, "Pictures sampled together.", low=1, high=_MOST)
     output_dir: str = knob("samples", "Folder for the results.", kind=Path)
     format: str = knob(
-        "png", "What is written beside grid.png; grid is nothing.", choices=("png", "npz", "grid")
+        "png",
+        "What is written beside grid.png: a file per picture, one .npz of all, or nothing.",
+        choices=("png", "npz", "grid"),
     )
     inception: str | None = knob(
         None, "Score the pictures by this network, as experiments.score does.", kind=Path
@@ -200,7 +203,8 @@ def finish(folder: RunFolder, plan: Plan, form: str) -> None:
     shown = [read_picture(file) for file in files[:_MOST_IN_GRID]]
     columns = len(plan.labels) if 1 < len(plan.labels) <= _COLUMNS_UP_TO else None
     scale = max(1, _GRID_SIDE // len(shown[0]))
-    folder.write(GRID, png_bytes(make_grid(shown, columns=columns, scale=scale)))
+    names = [line["class_name"] for line in lines[:_MOST_IN_GRID]]
+    folder.write(GRID, png_bytes(named_grid(shown, names, columns=columns, scale=scale)))
 
 
 if __name__ == "__main__":

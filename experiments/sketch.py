@@ -54,7 +54,7 @@ def main(flags: Flags) -> None:
     """Samples pictures that follow a sketch."""
     source, label = flags.sketch, flags.label
     if source is None:
-        source, label = _SAMPLE_SKETCH, label or _SAMPLE_LABEL
+        source, label = _SAMPLE_SKETCH, _SAMPLE_LABEL if label is None else label
     elif label is None and Path(source).is_file() and not source.lower().endswith(".csv"):
         raise InputError("--sketch without --label: say what it shows, such as --label=house")
     config = model_config(flags.model)

@@ -1,4 +1,4 @@
-"""How few steps a guided picture needs: the study behind `--sampler=fast`.
+"""How few steps a guided picture needs: the study behind `--sampler=proposals`.
 
     python -m experiments.steps_study --num_sketches=200 --batch_size=25 --output_dir=runs/steps
 

@@ -1,6 +1,6 @@
 """Sweeps settings of structure-guided decoding over sketches, classes and seeds.
 
-    python -m experiments.sweep --sketches='dir/*.png' --lambda_s=0,0.5,0.9,1 \
+    python -m experiments.sweep --sketches='dir/*.png' --lambda_s=0,0.5,0.9,1 \\
         --guidance_scale=0,0.6,2 --layers='early;late;1,3,16' --seeds=4 --output_dir=sweep
 
 Makes a picture for every combination: item by item the one that `experiments.sketch --seed=S
@@ -37,6 +37,7 @@ from tqdm import tqdm
 from experiments.app import cli, digests
 from experiments.app.drawings import read_drawings
 from experiments.app.flag_groups import GuidanceFlags, SketchFlags, read_grid
+from experiments.app.ranges import MOST, read_seeds
 from experiments.app.run_folder import RunFolder
 from experiments.sweeps import best_of, page
 from experiments.sweeps.best_of import BestOf, BestOfFlags
@@ -56,7 +57,6 @@ from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model, model_config
 
-_MOST = 10**6
 _POLL_SECONDS = 2.0
 # Of a matrix product's speed, what decoding reaches: roughly, for the estimate.
 _EFFICIENCY = 0.3
@@ -74,22 +74,25 @@ class Flags(GuidanceFlags, BestOfFlags, SketchFlags):
         kind=Path,
     )
     label: str | None = knob(None, "Class of all pictures; else names say it.")
-    seeds: int = knob(1, "Pictures for each combination: --seed, and following.", low=1, high=_MOST)
+    seeds: str = knob(
+        "1", "Of each combination: how many, from --seed on, or a list of them, 0,3,7 or 0-9."
+    )
     output_dir: str = knob("sweep", "Folder for the results, or gs://….", kind=Path)
     dry_run: bool = knob(False, "Print the plan alone.")
     multihost: bool = knob(False, "Share the work with the other hosts.")
-    coordinator_address: str | None = knob(None, "Host 0, host:port.")
-    num_processes: int | None = knob(None, "Number of hosts.", low=1, high=_MOST, kind=int)
-    process_id: int | None = knob(None, "This host's number.", low=0, high=_MOST, kind=int)
+    coordinator_address: str | None = knob(None, "Address of host 0, as host:port.")
+    num_processes: int | None = knob(None, "Number of hosts.", low=1, high=MOST, kind=int)
+    process_id: int | None = knob(None, "This host's number.", low=0, high=MOST, kind=int)
 
 
 def main(flags: Flags) -> None:
     """Samples a picture for every combination of settings, sketches and seeds."""
     config = model_config(flags.model)
     plan, chooser, host, num_hosts = _read_flags(flags, config)
+    count = math.prod(map(len, (*plan.values.values(), plan.drawings, plan.seeds)))
+    if count > MOST:
+        raise InputError(f"{count} items: expected {MOST} at most; give fewer values")
     items = plan_items(plan)
-    if len(items) > _MOST:
-        raise InputError(f"{len(items)} items: expected {_MOST} at most; give fewer values")
     num_candidates = chooser.num_candidates
     batches = plan_batches(items, max(1, flags.batch_size // num_candidates))
     if flags.dry_run:
@@ -98,10 +101,10 @@ def main(flags: Flags) -> None:
     folder = RunFolder(flags.output_dir, "sweep", key="item", host=host, num_hosts=num_hosts)
     record = plan_record(plan)
     with folder.claim(record):  # before anything large is loaded
+        measure = chooser.load()
         if host == 0:
             _print_plan(config, plan, batches, num_candidates, num_hosts)
         model = load_model(flags.model, dtype=plan.dtype)
-        measure = chooser.load()
         record["weights"] = digests.of_weights(model)
         folder.open(record, {sketch_file(i): each.image for i, each in enumerate(plan.drawings)})
         sizes = {"num_candidates": num_candidates, "batch_size": flags.batch_size}
@@ -138,9 +141,7 @@ def main(flags: Flags) -> None:
 def _read_flags(flags: Flags, config: ModelConfig) -> tuple[Plan, BestOf, int, int]:
     """The plan, what chooses among candidates, this host's number and how many there are."""
     grid = read_grid(flags, config)
-    end = flags.seed + flags.seeds
-    if end > 2**32:
-        raise InputError(f"--seeds={flags.seeds}: the last would be {end - 1}, above {2**32 - 1}")
+    seeds = read_seeds(flags.seeds, flags.seed)
     drawings = read_drawings(
         "sketches",
         flags.sketches,
@@ -154,7 +155,6 @@ def _read_flags(flags: Flags, config: ModelConfig) -> tuple[Plan, BestOf, int, i
     # Before anything touches the devices.
     host, num_hosts = _join_hosts(flags)
     chooser = best_of.read(flags, config)
-    seeds = list(range(flags.seed, end))
     names = flags.model, config.class_names
     plan = Plan(*names, grid.options, flags.dtype, grid.values, drawings, seeds, chooser.record)
     return plan, chooser, host, num_hosts

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from experiments.app import cli
 from experiments.demo_world import world
 from experiments.demo_world.judge import Judge, predict
-from experiments.demo_world.judge_training import empty_pictures, judge_loss, roughen
 from experiments.metrics.measures import mean_and_error, part_miou, silhouette_iou
 from experiments.training import datasets, loop
+from experiments.training.judge import empty_pictures, judge_loss, roughen
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.images import to_float
 from maskgit_jax.keys import seed_key
@@ -110,6 +110,7 @@ def main(flags: Flags) -> None:
     empty = empty_pictures(jax.random.fold_in(key, HELD_OUT_SEED), *photos.shape[:3])
     verdict = predict(judge, state.average, np.asarray(empty))
     print(f"empty pictures: {np.mean(verdict.parts > 0):.3f} of the pixels taken for an object")
+    print(f"model saved in {folder}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 from scipy.cluster.vq import kmeans2
 
@@ -226,21 +225,21 @@ def _train(
 
     quantize = directory.name == "tokenizer_training"
 
-    def make_optimizer(*given: Any, **options: Any) -> optax.GradientTransformation:
-        # The discriminator's first moment is left out, as published: it follows a moving target.
-        by_part = {
-            "trained": optimizers.make_optimizer(*given, **options),
-            "averages": optimizers.moving_average(codebook.DECAY),
-            "kept": optax.set_to_zero(),
-            "discriminator": optimizers.make_optimizer(*given, **options, betas=(0.0, 0.99)),
-        }
+    def make_optimizer(*given: Any, **options: Any):
         part_of = dict.fromkeys(weights["tokenizer"], "trained")
         if flags.part == "decoder":
             part_of = {name: "trained" if name == "decoder" else "kept" for name in part_of}
         elif quantize and _averages(flags):
             part_of["quantizer"] = "averages"
         labels = {"tokenizer": part_of, "discriminator": "discriminator"}
-        return optax.multi_transform(by_part, {name: labels[name] for name in weights})
+        # The discriminator's first moment is left out, as published: it follows a moving target.
+        by_part = {
+            "trained": optimizers.make_optimizer(*given, **options),
+            "averages": optimizers.moving_average(codebook.DECAY),
+            "kept": optimizers.no_optimizer(),
+            "discriminator": optimizers.make_optimizer(*given, **options, betas=(0.0, 0.99)),
+        }
+        return optimizers.by_part(by_part, {name: labels[name] for name in weights})
 
     data = loop.Data(
         functools.partial(_batch, flags, pictures), jax.jit(lambda batch: batch[0] / 255)

@@ -77,6 +77,7 @@ def main(flags: Flags) -> None:
     )
     moved = np.abs(np.asarray(average["energy"] - start["energy"]))
     print(f"the energy moved by {moved.mean():.4f} on average, by {moved.max():.4f} at most")
+    print(f"model saved in {folder / 'energy.npy'}")
 
 
 def _write(path: Path, params: losses.Params) -> None:

@@ -69,6 +69,7 @@ def main(flags: Flags) -> None:
         tuning.tokenize(model),
         functools.partial(checkpoint.write_checkpoint, folder / "maskgit_checkpoint"),
     )
+    print(f"model saved in {folder}")
 
 
 def _begin(folder: Path, model: Model, init_from: str) -> None:

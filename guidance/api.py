@@ -58,7 +58,7 @@ def sketch(
       batch_size: pictures sampled together.
       fit: how it becomes a square, one of `sketches.FITS`; `Notice` tells what "auto" changes.
       invert: whether its tones are inverted, one of `sketches.INVERTS`; likewise.
-      fast: few steps with several proposals in each (docs/steps.md).
+      fast: as `--sampler=proposals`: few steps, several proposals in each (docs/steps.md).
       knobs: `lambda_s`, `guidance_scale`, `num_steps`, `layers`, …, see
         `settings.guidance_settings`.
 

@@ -42,7 +42,8 @@ def guidance_settings(
       config: of the model.
       given: by name; None counts as not given. Beside the knobs of `SketchPlan`,
         `StructureSettings` and `MaskSketch`: `guidance_schedule`, constant or rising.
-      fast: by the presets for few steps with several proposals in each (docs/steps.md).
+      fast: by the presets of `--sampler=proposals`: few steps with several proposals in each
+        (docs/steps.md).
 
     Raises:
       InputError: no such setting, a value out of its range, or values that do not go together.

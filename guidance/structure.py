@@ -178,11 +178,13 @@ class StructureSettings:
     lambda_s: Any = knob(0.9, "Share of structure; the rest is realism.", low=0.0, high=1.0)
     guidance_scale: Any = knob(0.6, "Classifier-free guidance, 0 for none.", low=0.0, high=1e6)
     max_mask_rate: Any = knob(0.95, "Share of ids masked at the start.", low=0.0, high=1.0)
-    min_mask_rate: Any = knob(0.35, "Share of those that the fall ends at.", low=0.0, high=1.0)
+    min_mask_rate: Any = knob(0.35, "Where that share falls to by the end.", low=0.0, high=1.0)
     structure_temperature: Any = knob(
-        0.0, "Noise on which ids stray from the sketch.", low=0.0, high=1e6
+        0.0, "Noise in telling which ids stray from the sketch.", low=0.0, high=1e6
     )
-    confidence_temperature: Any = knob(0.0, "Noise on which ids are unsure.", low=0.0, high=1e6)
+    confidence_temperature: Any = knob(
+        0.0, "Noise in telling which ids are unsure.", low=0.0, high=1e6
+    )
     paper_weight: Any = knob(
         1.0, "Weight of the distance where the sketch is blank.", low=0.0, high=1.0
     )

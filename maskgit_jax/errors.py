@@ -1,5 +1,6 @@
 """The error that a user can mend, and words from outside made fit for it."""
 
+import importlib
 import warnings
 
 
@@ -18,6 +19,17 @@ class Notice(UserWarning):
 def notice(text: str) -> None:
     """Tells of what is no error, as a warning of Python's."""
     warnings.warn(Notice(text), stacklevel=3)
+
+
+def need(what: str, extra: str, *packages: str) -> None:
+    """Raises InputError where a package of an extra, needed for `what`, is not installed."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise InputError(
+                f"{what} needs the package {package}: pip install 'maskgit_jax[{extra}]'"
+            ) from None
 
 
 def printable(found: object, most: int = 200) -> str:

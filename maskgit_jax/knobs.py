@@ -30,6 +30,8 @@ from maskgit_jax.errors import InputError
 SEEDS = {"low": 0, "high": 2**32 - 1}
 """Range of random seeds."""
 
+_MOST = {int: 2**31 - 1, float: 1e30}
+"""Greatest numbers of knobs that declare none: what arrays hold, and what is finite in float32."""
 _EXPECTED = {bool: "true or false", tuple: "words with commas between", Path: "a path"}
 
 
@@ -61,8 +63,7 @@ class Knob(NamedTuple):
         whole = "a whole number" if self.kind is int else "a number"
         if self.low is None or self.high is None:
             return whole if self.low is None else f"{whole}, {self.low:g} or more"
-        high = str(self.high) if self.kind is int else f"{self.high:g}"
-        return f"{whole} from {self.low:g} to {high}"
+        return f"{whole} from {self.low:g} to {self.high:.10g}"
 
     def allows(self, value: Any) -> bool:
         """Whether a value, or all of an array, is allowed."""
@@ -75,13 +76,20 @@ class Knob(NamedTuple):
         if numbers.dtype.kind not in ("iu" if self.kind is int else "iuf"):
             return False
         low = -np.inf if self.low is None else self.low
-        high = np.inf if self.high is None else self.high
+        high = _MOST[self.kind] if self.high is None else self.high
         return bool(np.all((numbers >= low) & (numbers <= high)))  # a NaN is in no range
 
     def check(self, name: str, value: Any) -> None:
         """Raises InputError, which begins with the `name`, for a value that is not allowed."""
         if not self.allows(value):
-            raise InputError(f"{name}={value}: expected {self.expected}")
+            raise InputError(f"{name}={value}: {self.refusal(value)}")
+
+    def refusal(self, value: Any) -> str:
+        """Words for what is wrong with a value that is not allowed."""
+        most = _MOST.get(self.kind) if self.high is None else None
+        if most is not None and isinstance(value, int | float) and value > most:
+            return f"expected {most:.10g} at most"
+        return f"expected {self.expected}"
 
 
 def knob(

@@ -120,6 +120,22 @@ def folders(tmp_path_factory) -> dict[int, Path]:
     return {devices: base / f"{devices}" for devices in DEVICES}
 
 
+@pytest.mark.slow
+def test_trainings_end_with_where_their_model_is(folders):
+    ends = {
+        name: (folders[2] / f"{name}.out").read_text().splitlines()[-1]
+        for name in COMMANDS
+        if name.startswith(("train_", "tune_"))
+    }
+    assert ends == {
+        "train_tokenizer": "model saved in trained",
+        "train_transformer": "model saved in trained",
+        "tune_energy": "model saved in energy/energy.npy",
+        "tune_iterative": "model saved in iterative",
+        "train_judge": "model saved in train_judge",
+    }
+
+
 def refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 

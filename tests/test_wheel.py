@@ -120,6 +120,7 @@ def test_every_command_runs_from_another_folder(python, tmp_path):
         "edit": ("edit", [*house, "--box=10,10,24,24", *two_steps, "--output_dir=edit"]),
         "stroke": ("stroke", [*house, "--auto=inversion", *two_steps, "--output_dir=stroke"]),
         "flags": ("sweep", ["--flagfile=experiments/flagfiles/quick.flags", "--dry_run"]),
+        "preset": ("sweep", ["--preset=quick", "--dry_run"]),
         # The sample sketches, the judge's weights, the report's template.
         "sweep": ("sweep", ["--num_steps=1", "--score=classifier", "--keep=best_of_2"]),
         "report": ("report", ["--sweep_dir=sweep"]),
@@ -145,7 +146,8 @@ def test_every_command_runs_from_another_folder(python, tmp_path):
     assert failed == {}
     assert Path(package).is_relative_to(python.parents[1])
     assert not Path(jax).is_relative_to(python.parents[1])
-    assert (tmp_path / "flags.txt").read_text().startswith("40 items: 10 sketches")
+    for name in ("flags", "preset"):
+        assert (tmp_path / f"{name}.txt").read_text().startswith("40 items: 10 sketches")
     for name in ("out/sample_001.png", "samples/grid.png", "edit/sample_001.png"):
         assert (tmp_path / name).is_file()
     assert len(list((tmp_path / "sweep" / "pictures").glob("*.png"))) == 10

@@ -24,8 +24,7 @@ from maskgit_jax.files import os_error
 def run(main: Callable[[Any], None], settings: type) -> None:
     """Reads a command's flags and runs it; what it compiles is kept for the next start.
 
-    Bad flags and `InputError` end the command with one line on stderr and status 2; Ctrl-C ends
-    it with status 130.
+    Bad flags and `InputError` end the command as `one_line_errors` says, Ctrl-C with status 130.
 
     Args:
       main: the command.
@@ -34,12 +33,19 @@ def run(main: Callable[[Any], None], settings: type) -> None:
     _show_notices()
     # Libraries report every checkpoint at the info level.
     logging.set_verbosity(logging.WARNING)
-    try:
+    with one_line_errors():
         argv = [packaged_flagfile(argument) for argument in sys.argv]
         given, keep = parse(settings, argv)
         if keep:
             keep_programs()
         main(given)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line on stderr, and status 2, where a user can mend what failed."""
+    try:
+        yield
     except (InputError, OSError) as error:
         if isinstance(error, OSError):  # where nobody knows better
             error = os_error(error, printable(error.filename or "a file"), "check it")

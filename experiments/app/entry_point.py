@@ -29,7 +29,8 @@ def main() -> None:
         cli.run(command.main, command.Flags)
     elif name.strip("_") in ("help", "h"):
         width = max(map(len, known))
-        print("maskgit COMMAND [--flags]; maskgit COMMAND --help shows a command's flags\n")
+        print("maskgit COMMAND [--flags]; maskgit COMMAND --help shows a command's flags.")
+        print("To begin: maskgit sketch, or maskgit sketch --sketch=my.png --label=house\n")
         print("\n".join(f"  {command.ljust(width)}  {what}" for command, what in known.items()))
     else:
         near = difflib.get_close_matches(name, known)

@@ -1,9 +1,9 @@
 """What `generate` will make: the classes and their order, the sampler and its settings."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.app.ranges import read_ranges
 from maskgit_jax.config import ModelConfig
 from maskgit_jax.errors import InputError
 from maskgit_jax.knobs import knobs_of, resolve
@@ -81,14 +81,4 @@ def read_labels(text: str, class_names: Sequence[str]) -> list[int]:
     """
     if text.strip().lower() == "all":
         return list(range(len(class_names)))
-    labels: list[int] = []
-    for part in text.split(","):
-        bounds = re.fullmatch(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*", part)
-        ends = bounds.groups() if bounds else (part, part)
-        first, last = (find_label(end, class_names) for end in ends)
-        if first > last:
-            raise InputError(f"--labels={text}: the range {part.strip()} falls")
-        labels += range(first, last + 1)
-    if len(set(labels)) < len(labels):
-        raise InputError(f"--labels={text} names a class twice")
-    return labels
+    return read_ranges("labels", text, "class", lambda name: find_label(name, class_names))

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from experiments.app import cli
 from experiments.app.files import PART, append, is_local, to_json, write_whole
 from maskgit_jax.errors import InputError
+from maskgit_jax.files import os_error
 from maskgit_jax.images import png_bytes, read_image
 
 RESULTS = "results.jsonl"
@@ -319,14 +320,11 @@ class RunFolder:
         except ImportError as error:
             raise InputError(
                 f"--output_dir={self.path}: cannot write there ({error}); for gs:// addresses: "
-                "pip install -e '.[gcs]'"
+                "pip install 'maskgit_jax[gcs]'"
             ) from None
         except OSError as error:
-            raise InputError(
-                f"--output_dir={self.path}: cannot write there ({error.strerror or error}); what "
-                "is finished is kept: mend that and give the same command again, or choose another "
-                "folder"
-            ) from None
+            what = f"--output_dir={self.path}: cannot write there (what is finished is kept)"
+            raise os_error(error, what, "choose another folder") from None
 
 
 def read_results(

@@ -10,8 +10,14 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from experiments.demo_world import judge
-from experiments.metrics.pretrained import in_pieces, load_network, to_pixels, transformers_library
-from maskgit_jax.errors import InputError
+from experiments.metrics.pretrained import (
+    check_network,
+    in_pieces,
+    load_network,
+    to_pixels,
+    transformers_library,
+)
+from maskgit_jax.errors import InputError, need
 from maskgit_jax.images import to_float
 
 Classifier = Callable[[UInt8[np.ndarray, "n H W 3"]], Float[np.ndarray, "n K"]]
@@ -20,6 +26,7 @@ Classifier = Callable[[UInt8[np.ndarray, "n H W 3"]], Float[np.ndarray, "n K"]]
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _USUAL_SIZE = 224
+_EXPECTED = "expected an .onnx file, or a folder with a Flax image classifier of transformers"
 _ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -50,13 +57,14 @@ def load_classifier(source: str, num_classes: int) -> Classifier:
 
 
 def check_source(source: str) -> None:
-    """Raises InputError where `load_classifier` would find neither an .onnx file nor a folder."""
+    """Raises InputError for neither an .onnx file nor a folder, or where its package is missing."""
     path = Path(source)
-    if not path.is_dir() and not (path.suffix == ".onnx" and path.is_file()):
-        raise InputError(
-            f"no classifier at {source!r}: expected an .onnx file, or a folder with a Flax image "
-            "classifier of transformers"
-        )
+    if path.is_dir():
+        check_network(source, _EXPECTED)
+    elif path.suffix == ".onnx" and path.is_file():
+        need(source, "onnx", "onnxruntime")
+    else:
+        raise InputError(f"no classifier at {source!r}: {_EXPECTED}")
 
 
 def class_probabilities(
@@ -74,12 +82,7 @@ def class_probabilities(
 
 
 def _load_onnx(source: str, num_classes: int) -> Classifier:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(
-            f"{source} needs the package onnxruntime: pip install -e '.[onnx]'"
-        ) from None
+    import onnxruntime
 
     def run_and_explain(function, *arguments, **settings):
         # The runtime has a type of its own for each kind of failure.
@@ -132,8 +135,7 @@ def _load_onnx(source: str, num_classes: int) -> Classifier:
 
 
 def _load_flax(source: str, num_classes: int) -> Classifier:
-    advice = "expected a folder with a Flax image classifier of transformers"
-    with transformers_library(source, advice) as library:
+    with transformers_library(source, _EXPECTED) as library:
         config = library.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.num_labels != num_classes:
             raise InputError(
@@ -141,7 +143,7 @@ def _load_flax(source: str, num_classes: int) -> Classifier:
             )
         networks = library.FLAX_MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
         if type(config) not in networks:
-            raise InputError(f"{source} is a {config.model_type}; {advice}")
+            raise InputError(f"{source} is a {config.model_type}; {_EXPECTED}")
         network = load_network(networks[type(config)], source)
         prepare = library.AutoImageProcessor.from_pretrained(
             source, use_fast=False, trust_remote_code=False

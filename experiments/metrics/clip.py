@@ -15,14 +15,18 @@ from jaxtyping import Float, UInt8
 
 from experiments.metrics.pretrained import (
     check_connection,
+    check_network,
     in_pieces,
     load_network,
     to_pixels,
     transformers_library,
 )
+from maskgit_jax.errors import InputError
 
 DEFAULT = "openai/clip-vit-base-patch32"
 """The smallest CLIP that was released, 0.6 GB: fetched once into the cache of Hugging Face."""
+
+_ADVICE = "connect once, or give a Flax CLIP's folder, --clip=folder"
 
 
 class Clip(NamedTuple):
@@ -37,6 +41,13 @@ class Clip(NamedTuple):
     embed_text: Callable[[str], Float[np.ndarray, "d"]]
 
 
+def check_source(source: str) -> None:
+    """Raises InputError where `load_clip` would lack its package, or the folder that is named."""
+    check_network(source, _ADVICE)
+    if not Path(source).is_dir() and (Path(source).is_absolute() or source.startswith(".")):
+        raise InputError(f"--clip={source}: no such folder; {_ADVICE}")
+
+
 def load_clip(source: str = DEFAULT) -> Clip:
     """A CLIP from a folder in the format of `transformers`, or from the hub by its name.
 
@@ -45,9 +56,7 @@ def load_clip(source: str = DEFAULT) -> Clip:
     Raises:
       InputError: the package is missing, or the network cannot be had or read.
     """
-    with transformers_library(
-        source, "connect once, or give a Flax CLIP's folder, --clip=folder"
-    ) as library:
+    with transformers_library(source, _ADVICE) as library:
 
         def load(**where):
             return (

@@ -5,6 +5,7 @@ import functools
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,9 +15,23 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from experiments.app.batches import map_rows
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, need
 
 _AT_ONCE = 64
+
+
+def check_network(source: str, advice: str) -> None:
+    """Raises InputError where a folder holds no network, or what reads it is not installed."""
+    need(source, "clip", "transformers")
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        raise InputError(
+            f"{source} needs transformers below 5, found {transformers.__version__}: "
+            "pip install 'maskgit_jax[clip]'"
+        )
+    if Path(source).is_dir() and not Path(source, "config.json").is_file():
+        raise InputError(f"{source} holds no config.json; {advice}")
 
 
 @contextlib.contextmanager
@@ -32,17 +47,9 @@ def transformers_library(source: str, advice: str) -> Iterator[ModuleType]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        try:
-            import transformers
-        except ImportError:
-            raise InputError(
-                f"{source} needs the package transformers: pip install -e '.[clip]'"
-            ) from None
-        if int(transformers.__version__.split(".")[0]) >= 5:
-            raise InputError(
-                f"{source} needs transformers below 5, found {transformers.__version__}: "
-                "pip install -e '.[clip]'"
-            )
+        check_network(source, advice)
+        import transformers
+
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()
         try:

@@ -73,9 +73,9 @@ def study_editing(
     def edit(how: Callable[..., Pictures], wanted: Labels) -> Callable[[], Pictures]:
         function = functools.partial(how, model, settings, seed=edits.seed)
         rows = photos, wanted, np.arange(num_images)
-        return functools.partial(
-            map_rows_shown, "editing", function, *rows, batch_size=edits.batch_size
-        )
+        # Half a picture is one window.
+        sizes = {"batch_size": edits.batch_size, "num_steps": settings.num_steps}
+        return functools.partial(map_rows_shown, "editing", function, *rows, **sizes)
 
     box, right = centred_box(size), right_half(size)
     fill_box = functools.partial(inpaint, box)
@@ -104,7 +104,8 @@ def study_editing(
             inpainted["as the next class"],
             *(outpainted[name] for name in ("mean colour", "sampled again")),
         ]
-        save_pictures(studies[0].folder, {"grid.png": grid([row.shown for row in shown])})
+        columns = labels[:_GRID_COLUMNS], model.config.class_names
+        save_pictures(studies[0].folder, {"grid.png": grid([row.shown for row in shown], *columns)})
 
 
 def centred_box(size: int) -> Bool[np.ndarray, "{size} {size}"]:
@@ -126,13 +127,13 @@ def inpaint(
     photos: Pictures,
     labels: Labels,
     indices: Int[np.ndarray, "n"],
-    seed: int,
+    **options: Any,
 ) -> Pictures:
     """The photos with the mask sampled anew."""
     prepared = [prepare(photo, mask, model.config.tokenizer) for photo in photos]
     masked = np.stack([picture.masked for picture in prepared])
     squares = np.stack([picture.square for picture in prepared])
-    sampled = remake(model, squares, masked, labels, settings, seed=seed, indices=indices)
+    sampled = remake(model, squares, masked, labels, settings, indices=indices, **options)
     return np.stack([finish(*pair) for pair in zip(prepared, sampled, strict=True)])
 
 
@@ -142,10 +143,10 @@ def outpaint(
     photos: Pictures,
     labels: Labels,
     indices: Int[np.ndarray, "n"],
-    seed: int,
+    **options: Any,
 ) -> Pictures:
     """The photos' left halves, grown to the right."""
     width = photos.shape[2]
     growths = [Growth("right", width - width // 2)]
     left = photos[:, :, : width // 2]
-    return grow(model, left, growths, labels, settings, seed=seed, indices=indices)
+    return grow(model, left, growths, labels, settings, indices=indices, **options)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import need
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -14,10 +14,7 @@ BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 def check_matplotlib() -> None:
     """Raises InputError, with the command that mends it, where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError("a plot needs matplotlib: pip install -e '.[evaluate]'") from None
+    need("a plot", "evaluate", "matplotlib")
 
 
 def new_figure(width: int | float, height: int | float, dpi: int) -> Any:

@@ -86,14 +86,16 @@ def reconstruct(
     model, settings, seed, batch_size = edits
     num_tokens = model.config.transformer.sequence_length - 1
 
-    def of_rows(photos, labels, rows):
+    def of_rows(photos, labels, rows, progress):
         masked = np.stack([random_mask(ratio, num_tokens, [seed, row, number]) for row in rows])
         indices = rows * _MASKS + number
-        return remake(model, photos, masked, labels, settings, seed=seed, indices=indices)
+        options = {"seed": seed, "indices": indices, "progress": progress}
+        return remake(model, photos, masked, labels, settings, **options)
 
     title = f"{ratio:g} masked, {number + 1} of {_MASKS}"
     rows = photos, labels, np.arange(len(photos))
-    return map_rows_shown(title, of_rows, *rows, batch_size=batch_size)
+    sizes = {"batch_size": batch_size, "num_steps": settings.num_steps}
+    return map_rows_shown(title, of_rows, *rows, **sizes)
 
 
 def random_mask(

@@ -117,11 +117,29 @@ class Edits(NamedTuple):
 
 
 def map_rows_shown(
-    title: str, function: Callable[..., Any], *arrays: np.ndarray, batch_size: int
+    title: str,
+    function: Callable[..., Any],
+    *arrays: np.ndarray,
+    batch_size: int,
+    num_steps: int | None = None,
 ) -> Any:
-    """`map_rows` with a progress bar."""
-    with tqdm(total=len(arrays[0]), desc=title, unit="sample", mininterval=1) as bar:
-        return map_rows(function, *arrays, batch_size=batch_size, progress=bar.update)
+    """`map_rows` with a progress bar: of samples, or of steps.
+
+    With the number of a batch's steps, `function` is given `progress`, to be called with the number
+    of those that are done.
+    """
+    count = len(arrays[0])
+    if num_steps is None:
+        with tqdm(total=count, desc=title, unit="sample", mininterval=1) as bar:
+            return map_rows(function, *arrays, batch_size=batch_size, progress=bar.update)
+    total = len(make_batches(count, batch_size)) * num_steps
+    with tqdm(total=total, desc=title, unit="step") as bar:
+
+        def in_steps(*rows: np.ndarray) -> Any:
+            first = bar.n
+            return function(*rows, progress=lambda done: bar.update(first + done - bar.n))
+
+        return map_rows(in_steps, *arrays, batch_size=batch_size)
 
 
 def draw_world(seed: int, count: int, size: int) -> list[world.Scene]:
@@ -201,7 +219,7 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
     sampler = {name: settings[name] for name in knobs_of(MaskGit)}
     masked = np.full((len(labels), model.config.transformer.sequence_length - 1), MASK_ID, np.int32)
 
-    def sample(tokens, indices):
+    def sample(tokens, indices, progress):
         return batched.sample(
             model,
             jnp.asarray(tokens),
@@ -210,10 +228,12 @@ def sample_unguided(sampling: Sampling, labels: Labels, num_steps: int) -> Pictu
             indices=indices,
             sampler=MaskGit(**sampler),
             token_temperature=settings["token_temperature"],
+            progress=progress,
         )
 
     rows = class_tokens(model, labels, masked), np.arange(len(labels))
-    ids = map_rows_shown("unguided", sample, *rows, batch_size=sampling.batch_size)
+    sizes = {"batch_size": sampling.batch_size, "num_steps": num_steps}
+    ids = map_rows_shown("unguided", sample, *rows, **sizes)
     return Pictures(model.images_of(ids), ids)
 
 
@@ -222,25 +242,22 @@ def sample_guided(
 ) -> Pictures:
     """Samples of classes that follow drawings."""
     model, guided, batch_size = sampling
-    tokens = class_tokens(model, labels, drawing_ids)
-    num_batches = len(make_batches(len(tokens), batch_size))
-    name = f"lambda_s = {settings.lambda_s:g}"
-    with tqdm(total=num_batches * guided.num_steps, desc=name, unit="step") as bar:
 
-        def sample(tokens, indices):
-            first = bar.n
-            return masksketch.sample(
-                model,
-                tokens,
-                settings,
-                num_steps=guided.num_steps,
-                seed=guided.record["seed"],
-                indices=indices,
-                **guided.options,
-                progress=lambda done: bar.update(first + done - bar.n),
-            ).ids
+    def sample(tokens, indices, progress):
+        return masksketch.sample(
+            model,
+            tokens,
+            settings,
+            num_steps=guided.num_steps,
+            seed=guided.record["seed"],
+            indices=indices,
+            **guided.options,
+            progress=progress,
+        ).ids
 
-        ids = map_rows(sample, tokens, np.arange(len(tokens)), batch_size=batch_size)
+    rows = class_tokens(model, labels, drawing_ids), np.arange(len(labels))
+    sizes = {"batch_size": batch_size, "num_steps": guided.num_steps}
+    ids = map_rows_shown(f"lambda_s = {settings.lambda_s:g}", sample, *rows, **sizes)
     return Pictures(model.images_of(ids), ids)
 
 

@@ -129,7 +129,9 @@ def study_scenes(
     )
     if study.folder is not None:
         shown = ("sketches as answers", "guided", "unguided", "real photos")
-        save_pictures(study.folder, {"grid.png": grid([rows[name].shown for name in shown])})
+        columns = scenes.labels[:_GRID_COLUMNS], sampling.model.config.class_names
+        picture = grid([rows[name].shown for name in shown], *columns)
+        save_pictures(study.folder, {"grid.png": picture})
         if curve:
             figures = {name: row.figures for name, row in rows.items()}
             points = {x: figures[(names | more)[x]] for x in sorted(curve)}
@@ -200,7 +202,8 @@ def study_drawings(
     if study.folder is not None:
         samples = np.split(rows["guided"].shown, _GUIDED_PER_DRAWING)
         lines = [images[shown], *samples, rows["unguided"].shown]
-        save_pictures(study.folder, {"grid.png": grid(lines)})
+        picture = grid(lines, labels[shown], sampling.model.config.class_names)
+        save_pictures(study.folder, {"grid.png": picture})
 
 
 def plot_tradeoff(

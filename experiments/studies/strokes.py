@@ -179,7 +179,7 @@ def sample(
     """A row's pictures, blended, and the share of the region's ids that are the guide's."""
     masked = np.stack([picture.masked for picture in strokes.pictures])
 
-    def sample_rows(rows):
+    def sample_rows(rows, progress):
         samples = follow_strokes(
             edits.model,
             strokes.photos[rows],
@@ -191,13 +191,15 @@ def sample(
             energy=energy if way.method == "learned" else None,
             seed=edits.seed,
             indices=rows,
+            progress=progress,
         )
         same = (samples.ids == samples.guide_ids) & masked[rows]
         images = [finish(strokes.pictures[i], x) for i, x in zip(rows, samples.images, strict=True)]
         return np.stack(images), same.sum(axis=1) / masked[rows].sum(axis=1)
 
     rows = np.arange(len(strokes.labels))
-    return map_rows_shown(way.name, sample_rows, rows, batch_size=edits.batch_size)
+    sizes = {"batch_size": edits.batch_size, "num_steps": edits.settings.num_steps}
+    return map_rows_shown(way.name, sample_rows, rows, **sizes)
 
 
 def measure(

@@ -13,7 +13,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from experiments.app import cli, files
+from experiments.app.captions import named_grid
 from experiments.app.tables import Columns, Figures, markdown_table, named_figures, read_figures
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import make_grid, read_image, save_png
@@ -206,10 +207,16 @@ def _command() -> str:
     return shlex.join(["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *given])
 
 
-def grid(rows: Sequence[Any]) -> UInt8[np.ndarray, "h w 3"]:
-    """Rows of equally many pictures [H, W, 3]; small ones are enlarged."""
+def grid(
+    rows: Sequence[Any], labels: Iterable[int] = (), class_names: Sequence[str] = ()
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Rows of equally many pictures [H, W, 3], small ones enlarged; `labels` are the columns'."""
     images = [image for row in rows for image in row]
-    return make_grid(images, columns=len(rows[0]), scale=max(1, 96 // len(images[0])))
+    options = {"columns": len(rows[0]), "scale": max(1, 96 // len(images[0]))}
+    names = [class_names[label] for label in labels]
+    return (
+        named_grid(images, names * len(rows), **options) if names else make_grid(images, **options)
+    )
 
 
 def save_pictures(folder: Path, pictures: dict[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:

@@ -125,6 +125,7 @@ def read(flags: BestOfFlags, config: ModelConfig) -> BestOf:
             "an .onnx file or a folder of transformers"
         )
     if clip_source is not None:
+        clip.check_source(clip_source)
         if Path(clip_source).is_dir():
             record["clip_digest"] = digests.of_path(clip_source)
         record["clip_prompt"] = flags.clip_prompt

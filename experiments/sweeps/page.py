@@ -1,7 +1,6 @@
 """A sweep's report: `summary.csv`, `plots` and `report.html`, one file that needs no other."""
 
 import base64
-import importlib
 import io
 import itertools
 import math
@@ -28,7 +27,7 @@ from experiments.sweeps.summary import (
     summarise,
     to_csv,
 )
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, need
 
 _MOST_ROWS = 50
 _NUM_EXTREMES, _NUM_EXTREMES_OF_MANY_LAYERS, _MANY_LAYERS = 6, 3, 5
@@ -80,11 +79,7 @@ class Plot(NamedTuple):
 
 def check_packages() -> None:
     """Raises InputError, with the command that mends it, where a package is not installed."""
-    for name in ("jinja2", "matplotlib"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise InputError(f"a sweep's report needs {name}: pip install -e '.[sweep]'") from None
+    need("a sweep's report", "sweep", "jinja2", "matplotlib")
 
 
 def write_report(folder: epath.Path) -> None:

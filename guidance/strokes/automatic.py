@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, need
 
 KINDS = ("inversion", "counterfactual")
 
@@ -96,11 +96,10 @@ def superpixels(
     Raises:
       InputError: scikit-image is not installed.
     """
-    try:
-        from skimage.filters import median
-        from skimage.segmentation import slic
-    except ImportError:
-        raise InputError("automatic strokes need scikit-image: pip install -e '.[edit]'") from None
+    need("an automatic stroke", "edit", "skimage")
+    from skimage.filters import median
+    from skimage.segmentation import slic
+
     side = max(3, round(_SMOOTHING * min(image.shape[:2])))
     window = np.ones((side, side), bool)
     smooth = np.stack([median(channel, window) for channel in np.moveaxis(image, -1, 0)], axis=-1)

@@ -39,14 +39,26 @@ def grow(
     *,
     seed: int,
     indices: Int[np.ndarray, "b"],
+    progress: Callable[[int], None] | None = None,
 ) -> UInt8[np.ndarray, "b _ _ 3"]:
-    """The pictures, grown to one side after the other; every window has randomness of its own."""
+    """The pictures, grown to one side after the other; every window has randomness of its own.
+
+    `progress` is called with the number of steps done, of `count_windows` times those of a window.
+    """
     numbers = itertools.count()
 
     def make(squares: Squares, masked: Bool[np.ndarray, "N"]) -> Squares:
-        rows = np.repeat(masked[None], len(squares), axis=0)
-        window = next(numbers) * _INDICES_PER_WINDOW
-        return remake(model, squares, rows, labels, settings, seed=seed, indices=indices + window)
+        rows, number = np.repeat(masked[None], len(squares), axis=0), next(numbers)
+        return remake(
+            model,
+            squares,
+            rows,
+            labels,
+            settings,
+            seed=seed,
+            indices=indices + number * _INDICES_PER_WINDOW,
+            progress=progress and (lambda step: progress(number * settings.num_steps + step)),
+        )
 
     for side, pixels in growths:
         pictures = extend(pictures, side, pixels, model.config.tokenizer, make)
@@ -73,8 +85,7 @@ def extend(
         return turned.swapaxes(1, 2)
     size = tokenizer.image_size
     batch, height, width, _ = pictures.shape
-    known = max(1, round(width * size / height))
-    total = max(known + 1, round((width + pixels) * size / height))
+    known, total = _canvas_columns(height, width, pixels, size)
     # Columns low .. high - 1 of the canvas are known.
     low, high = (0, known) if side == "right" else (total - known, total)
     canvas = np.zeros((batch, size, total, 3), np.uint8)
@@ -105,6 +116,24 @@ def extend(
             for picture, strip in zip(pictures, canvas, strict=True)
         ]
     )
+
+
+def count_windows(growths: Sequence[Growth], height: int, width: int, size: int) -> int:
+    """How many windows of `size` pixels a side `grow` samples for a picture of this size."""
+    count = 0
+    for side, pixels in growths:
+        across = side in ("left", "right")
+        shape = (height, width) if across else (width, height)
+        known, total = _canvas_columns(*shape, pixels, size)
+        count += len(plan_windows(known, total - known, size))
+        height, width = height + pixels * (not across), width + pixels * across
+    return count
+
+
+def _canvas_columns(height: int, width: int, pixels: int, size: int) -> tuple[int, int]:
+    """Known and all columns of a picture that grows by `pixels`, scaled to a height of `size`."""
+    known = max(1, round(width * size / height))
+    return known, max(known + 1, round((width + pixels) * size / height))
 
 
 def _turned(make: MakeWindow, tokenizer: TokenizerConfig) -> MakeWindow:

@@ -65,6 +65,18 @@ def moving_average(decay: float) -> optax.GradientTransformation:
     )
 
 
+def no_optimizer() -> optax.GradientTransformation:
+    """For weights that stay what they are."""
+    return optax.set_to_zero()
+
+
+def by_part(
+    optimizers: dict[str, optax.GradientTransformation], part_of: Any
+) -> optax.GradientTransformation:
+    """An optimizer of its own for each part of the weights; `part_of` is a prefix of their tree."""
+    return optax.multi_transform(optimizers, part_of)
+
+
 def matrices(params: Params) -> Any:
     """Which axes of each weight are a matrix's inputs and outputs, for Muon; None for others.
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from experiments.demo_world import world
+from maskgit_jax.editing import outpaint
 from maskgit_jax.editing.canvas import box_mask, finish, prepare, read_mask
 from maskgit_jax.editing.inpaint import EditSettings, remake
-from maskgit_jax.editing.outpaint import Growth, extend, grow
+from maskgit_jax.editing.outpaint import Growth, count_windows, extend, grow
 from maskgit_jax.errors import InputError, Notice
 from maskgit_jax.images import read_image
 from tests.commands import ROOT, assert_refused
@@ -136,6 +137,22 @@ def test_all_sides_are_alike(tiny, side, turns):
     # Resampling a mirrored picture may round otherwise.
     difference = np.rot90(grown, -turns).astype(int) - expected
     assert np.abs(difference).max() <= 1
+
+
+def test_growing_tells_each_step_of_each_window(tiny, monkeypatch):
+    def remake(model, squares, masked, labels, settings, *, progress, **_):
+        for step in (3, settings.num_steps):
+            progress(step)
+        return squares
+
+    monkeypatch.setattr(outpaint, "remake", remake)
+    growths = [Growth("left", 8), Growth("down", 3), Growth("right", 20)]
+    steps, images = [], noise(4, 1, 8, 8)
+    labels, options = np.array([1]), {"seed": 1, "indices": np.arange(1)}
+    grow(tiny, images, growths, labels, SETTINGS, **options, progress=steps.append)
+    # 8 of 16 columns are new, then 3 of 11 rows as high as wide, then 20 of 36 columns.
+    assert steps == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42]
+    assert steps[-1] == count_windows(growths, 8, 8, 8) * SETTINGS.num_steps
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_evaluation_of_a_random_model(model, tmp_path):
     assert lines[10].startswith("n = 14 scenes, 60 reference photos")
 
     with Image.open(out / "grid.png") as grid:
-        assert grid.size == (12 * (96 + 10) + 8, 4 * (96 + 10) + 8)
+        assert grid.size == (12 * (96 + 10) + 8, 16 + 4 * (96 + 10) + 8)
     with Image.open(out / "tradeoff.png") as plot:
         assert min(plot.size) >= 500
 
@@ -204,7 +204,7 @@ def test_evaluation_of_drawings(model, tmp_path):
     assert rows["guided"]["structure_distance"]["value"] > 0
     assert "n = 6 drawings, 2 guided samples of each" in result.stdout
     with Image.open(out / "grid.png") as grid:
-        assert grid.size == (6 * (96 + 10) + 8, 4 * (96 + 10) + 8)
+        assert grid.size == (6 * (96 + 10) + 8, 16 + 4 * (96 + 10) + 8)
 
     Image.new("RGB", (20, 20)).save(folder / "dragon_1.png")
     result = evaluate(f"--model={model}", f"--drawings={folder}")

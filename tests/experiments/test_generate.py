@@ -109,10 +109,11 @@ def filled_folder(path: Path, form: str) -> RunFolder:
     """All pictures kept, by a run that went on after a stop with batches of another size."""
     record = {"model": "demo", "format": form}
     name = "sample_{:06d}.png" if form == "png" else "parts/{:06d}.npy"
-    made = [
-        Finished(picture, {"file": name.format(i), "index": i, "label": PLAN.label(i)})
-        for i, picture in enumerate(PICTURES)
+    lines = [
+        {"file": name.format(i), "index": i, "label": label, "class_name": f"class {label}"}
+        for i, label in enumerate(map(PLAN.label, range(PLAN.count)))
     ]
+    made = [Finished(*each) for each in zip(PICTURES, lines, strict=True)]
     folder = RunFolder(path, "generate")
     folder.open(record)
     folder.add(made[:2])
@@ -141,8 +142,8 @@ def test_a_folder_ends_as_pictures(tmp_path):
     ]
     for line, picture in zip(lines, PICTURES, strict=True):
         np.testing.assert_array_equal(read_image(tmp_path / line["file"]), picture)
-    # Three rows of two: frames of a pixel, gaps of eight.
-    assert read_image(tmp_path / "grid.png").shape[:2] == (3 * 106 + 8, 2 * 106 + 8)
+    # Three rows of two: frames of a pixel, gaps of eight; the classes above.
+    assert read_image(tmp_path / "grid.png").shape[:2] == (16 + 3 * 106 + 8, 2 * 106 + 8)
     assert open_image_set(tmp_path).count == 6
 
 

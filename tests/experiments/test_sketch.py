@@ -68,9 +68,9 @@ def test_a_sketch_becomes_pictures(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_fast_sampler_and_half_precision(tmp_path):
+def test_several_proposals_and_half_precision(tmp_path):
     flags = f"--sketch={SKETCH}", "--label=fish", "--num_samples=1", "--num_steps=3"
-    result = run(*flags, "--sampler=fast", "--dtype=bfloat16", cwd=tmp_path)
+    result = run(*flags, "--sampler=proposals", "--dtype=bfloat16", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (line,) = read_lines(tmp_path / "out" / "results.jsonl")
     assert (line["num_steps"], line["num_proposals"], line["dtype"]) == (3, 4, "bfloat16")
@@ -230,7 +230,8 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
             [*good, "--num_proposals=0"],
             "--num_proposals=0: expected a whole",
         ),
-        "sampler": ([*good, "--sampler=faster"], "published, fast"),
+        "empty label": (["--label="], "the label is empty: give a class number"),
+        "sampler": ([*good, "--sampler=faster"], "published, proposals, fast"),
         "dtype": ([*good, "--dtype=float16"], "bfloat16"),
         "token": ([*good, "--token_temperature=inf"], "--token_temperature=inf"),
         "power": ([*good, "--guidance_power=2"], "only guidance_schedule=rising has one"),

@@ -288,3 +288,18 @@ def test_temperatures_and_the_rise_of_guidance_are_swept(tmp_path):
     for name, ended in run_each("sweep", flags, cwd=tmp_path).items():
         count = 60 if name == "grid" else 10
         assert ended.output.startswith(f"{count} items: 10 sketches{cases[name][1]}\n"), ended
+
+
+@pytest.mark.slow
+def test_what_scores_is_loaded_before_the_plan_is_printed_and_the_model_is_loaded(tmp_path):
+    for name in ("empty", "damaged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("{}")
+    common = "--keep=best_of_2", "--num_steps=2", "--output_dir=sweep"
+    cases = {
+        f"{score} {name}": ([*common, f"--score={score}", f"--{score}={name}"], words)
+        for score in ("clip", "classifier")
+        for name, words in (("empty", "holds no config.json"), ("damaged", "damaged"))
+    }
+    assert_refused("sweep", cases, cwd=tmp_path, prepare="sweep.load_model = None")
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "damaged"}

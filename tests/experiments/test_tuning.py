@@ -226,6 +226,7 @@ def kill_and_resume(place: Path, name: str) -> Path:
     output = finish(start(place, f"tune_{name}", f"killed_{name}"))
     assert "resumed at step" in output
     assert "held-out" in output
+    assert output.splitlines()[-1].startswith("model saved in ")
     return folder
 
 

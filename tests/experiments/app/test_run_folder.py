@@ -152,7 +152,7 @@ def test_a_bucket_without_its_package_is_one_line(monkeypatch):
         raise ImportError("Please install gcsfs to access Google Storage")
 
     monkeypatch.setattr(epath.Path("gs://bucket").__class__, "mkdir", missing)
-    with pytest.raises(InputError, match=r"install gcsfs .*: pip install -e '\.\[gcs\]'"):
+    with pytest.raises(InputError, match=r"install gcsfs .*: pip install 'maskgit_jax\[gcs\]'"):
         make_folder("gs://bucket/sweep")
 
 

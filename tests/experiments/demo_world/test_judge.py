@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from experiments.demo_world import judge as judging
-from experiments.demo_world import judge_training, world
+from experiments.demo_world import world
 from experiments.metrics.measures import frechet_distance, part_miou, silhouette_iou
+from experiments.training import judge as judge_training
 from maskgit_jax.errors import InputError
 from maskgit_jax.images import to_float
 

@@ -142,7 +142,7 @@ def test_bad_onnx_files_are_told(tmp_path):
 def test_missing_onnxruntime_is_told(tmp_path, monkeypatch):
     path = save_onnx(tmp_path / "a.onnx", [None, 3, 8, 8], K)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"pip install -e '.\[onnx\]'"):
+    with pytest.raises(InputError, match=r"pip install 'maskgit_jax\[onnx\]'"):
         classifiers.load_classifier(path, K)
 
 
@@ -183,11 +183,11 @@ def test_bad_flax_folders_are_told(flax_folder, tmp_path):
     folder, _ = flax_folder
     with pytest.raises(InputError, match="is for 4 classes; expected the model's 5"):
         classifiers.load_classifier(str(folder), K + 1)
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=r"holds no config\.json"):
         classifiers.load_classifier(str(tmp_path), K)
     with transformers_library("BERT", "") as library:
         library.BertConfig(num_labels=K).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="is a bert; expected a folder"):
+    with pytest.raises(InputError, match="is a bert; expected an"):
         classifiers.load_classifier(str(tmp_path), K)
 
 

@@ -162,10 +162,10 @@ def test_missing_or_newer_package_is_told(tiny_clip, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(transformers, "__version__", "5.0.1")
-        with pytest.raises(InputError, match=r"found 5.0.1: pip install -e '.\[clip\]'"):
+        with pytest.raises(InputError, match=r"found 5.0.1: pip install 'maskgit_jax\[clip\]'"):
             clip.load_clip(str(tiny_clip[0]))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"pip install -e '.\[clip\]'"):
+    with pytest.raises(InputError, match=r"pip install 'maskgit_jax\[clip\]'"):
         clip.load_clip(str(tiny_clip[0]))
 
 

@@ -175,6 +175,7 @@ def test_a_network_that_changed_under_its_path_has_another_record(config, tmp_pa
         (["--clip=x", "--clip_prompt=a {name}"], "expected {} once"),
         (["--keep=best_of_2", "--score=classifier"], "needs a classifier of the model's classes"),
         (["--classifier=no.onnx"], "no classifier at 'no.onnx'"),
+        (["--clip=./none"], "--clip=./none: no such folder"),
     ],
 )
 def test_bad_flags_are_told(config, arguments, message):

@@ -293,7 +293,9 @@ def test_what_cannot_be_written_is_one_error(tmp_path):
 def test_packages_are_asked_for(package, monkeypatch):
     check_packages()
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf"needs {package}: pip install -e '\.\[sweep\]'"):
+    with pytest.raises(
+        InputError, match=rf"needs the package {package}: pip install 'maskgit_jax\[sweep\]'"
+    ):
         check_packages()
 
 
