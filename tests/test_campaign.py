@@ -38,6 +38,7 @@ from maskgit_jax.config import read_config
 from maskgit_jax.errors import InputError
 from tests.commands import ROOT, TESTS
 from tests.experiments.test_evaluate import write_random_model
+from tests.experiments.training import test_loop
 from tests.maskgit_jax.checkpoints import test_download as downloads
 from tests.test_devices import quick_to_compile
 from tests.torch_writer import index_of, tensor, write_archive
@@ -174,6 +175,27 @@ def test_damaged_files(table, tmp_path, name):
     assert cut["refused"] + cut["told"] == NUM_CUTS and cut["told"] <= ("config" in name)
     if kind.recorded and name != "config.json":
         assert flipped["refused"] == NUM_FLIPS
+
+
+def test_damaged_training_states(table, tmp_path):
+    """Of a training that was finished, its weights, average and moments."""
+
+    def read() -> dict:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            state = test_loop.fit(tmp_path / "run", num_steps=4)
+        return {i: np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+    expected, rng = read(), np.random.default_rng(17)
+    saved = sorted(path for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file())
+    saved = [path for path in saved if path.stat().st_size] + [tmp_path / "run" / "digests.json"]
+    for i in range(NUM_CUTS):
+        path = saved[i % len(saved)]
+        whole = path.read_bytes()
+        place = int(rng.integers(len(whole)))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << i % 8]) + whole[place + 1 :])
+        table["training state, flipped"][outcome(read, expected)] += 1
+        path.write_bytes(whole)
+    assert table["training state, flipped"]["silent"] == 0
 
 
 class Ended(NamedTuple):
@@ -570,20 +592,27 @@ def test_ranges_that_are_no_numbers(tmp_path, monkeypatch, offset):
             thread.join()
 
 
-def killed_runs(forks: Forks, table, rng, folder: str, most: int, command: list[str]) -> None:
+def killed_runs(
+    forks: Forks, table, seed: int, folder: str, most: int, command: list[str], times: int
+) -> None:
     """Kills a command again and again, at changes to its folder by the seed; then lets it end."""
-    kills = 0
-    while kills < NUM_KILLS:
+    kills, rng = 0, np.random.default_rng(seed)
+    while kills < times:
         number = int(rng.integers(1, most))
         seconds = float(rng.choice([0, rng.uniform(0, 0.05)]))
-        ended = forks.run(*command, kill=[folder, number, seconds])
+        ended = forks.run(*command, limit=300, kill=[folder, number, seconds])
         if ended.status == 0:
             break
         assert ended.status in (-9, -14), ended
         kills += 1
         table[f"kills of {command[0]}"]["equal"] += 1
-    assert kills >= NUM_KILLS - 2, kills
-    assert forks.run(*command).status == 0
+    assert kills >= times - 1, kills
+    finish(forks, *command)
+
+
+def finish(forks: Forks, *command: str) -> None:
+    ended = forks.run(*command, limit=300)
+    assert ended.status == 0, ended
 
 
 def contents(folder: Path, without: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> dict:
@@ -604,9 +633,9 @@ def contents(folder: Path, without: tuple[str, ...] = (), drop: tuple[str, ...] 
 def test_killed_sketches_come_out_the_same(table, forks):
     flags = "sketch", "--model=model", f"--sketch={SKETCHES}/fish.png", "--label=fish"
     flags += "--num_steps=2", "--batch_size=1", "--num_samples=14"
-    assert forks.run(*flags, "--output_dir=whole_sketch").status == 0
+    finish(forks, *flags, "--output_dir=whole_sketch")
     command = [*flags, "--output_dir=killed_sketch"]
-    killed_runs(forks, table, np.random.default_rng(1), "killed_sketch", 14, command)
+    killed_runs(forks, table, 1, "killed_sketch", 14, command, NUM_KILLS)
     times = "seconds_per_sample", "includes_compilation"
     whole, killed = (
         contents(forks.folder / name, (".lock",), times)
@@ -618,9 +647,9 @@ def test_killed_sketches_come_out_the_same(table, forks):
 def test_killed_sweeps_come_out_the_same(table, forks):
     flags = "sweep", "--model=model", f"--sketches={SKETCHES}/[bc]*.png", "--lambda_s=0,1"
     flags += "--guidance_scale=0,0.5", "--seeds=2", "--num_steps=2", "--batch_size=2"
-    assert forks.run(*flags, "--output_dir=whole_sweep").status == 0
+    finish(forks, *flags, "--output_dir=whole_sweep")
     command = [*flags, "--output_dir=killed_sweep"]
-    killed_runs(forks, table, np.random.default_rng(2), "killed_sweep", 16, command)
+    killed_runs(forks, table, 2, "killed_sweep", 16, command, NUM_KILLS)
     whole, killed = (
         contents(forks.folder / name, (".lock", "log.jsonl"))
         for name in ("whole_sweep", "killed_sweep")
@@ -630,7 +659,7 @@ def test_killed_sweeps_come_out_the_same(table, forks):
     assert len(results) == 34 and all(killed[name] == whole[name] for name in results)
     # Once more: nothing is left to do.
     log = (forks.folder / "killed_sweep" / "log.jsonl").read_bytes()
-    assert forks.run(*command).status == 0
+    finish(forks, *command)
     assert (forks.folder / "killed_sweep" / "log.jsonl").read_bytes() == log
 
 
@@ -640,14 +669,13 @@ def test_killed_trainings_come_out_the_same(table, forks):
         shutil.copytree(forks.folder / "model", forks.folder / name)
     flags = "--num_images=16", "--num_held_out=8", "--sample_every=0", "--validate_every=0"
     flags += "--save_every=6", "--log_every=1", "--batch_size=4", "--num_steps=48"
-    rng = np.random.default_rng(3)
     for command, options in (
         ("train_tokenizer", ("--config=model/config.json", "--num_warmup_steps=2")),
         ("train_transformer", ()),
     ):
-        assert forks.run(command, *flags, *options, "--model_dir=whole_training").status == 0
+        finish(forks, command, *flags, *options, "--model_dir=whole_training")
         command = [command, *flags, *options, "--model_dir=killed_training"]
-        killed_runs(forks, table, rng, "killed_training", 40, command)
+        killed_runs(forks, table, 3, "killed_training", 40, command, NUM_KILLS // 2)
     noted = "checkpoints", "events"
     whole, killed = (
         {
@@ -658,4 +686,6 @@ def test_killed_trainings_come_out_the_same(table, forks):
         for name in ("whole_training", "killed_training")
     )
     assert killed == whole
-    assert len(whole["transformer_training/metrics.jsonl"]) == 48
+    for name in ("tokenizer_training", "transformer_training"):
+        logged = whole[f"{name}/metrics.jsonl"]
+        assert [record["step"] for record in logged] == list(range(1, 49))

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -24,13 +25,15 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from experiments.app import cli
-from experiments.app.files import to_json
+from experiments.app.files import to_json, write_whole
 from maskgit_jax.devices import copy_to_devices, device_mesh
 from maskgit_jax.errors import InputError
+from maskgit_jax.files import notice, read_file
 from maskgit_jax.images import save_png
 from maskgit_jax.training.losses import Batch, LossFn, Metrics, Params
 from maskgit_jax.training.train_state import TrainState
 
+_DIGESTS = "digests.json"
 _MAX_THREADS = 16
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
@@ -169,8 +172,36 @@ def _restored(manager: ocp.CheckpointManager, noted: Path, run: dict[str, Any]) 
             f"{manager.directory}/{newest} cannot be read "
             f"({' '.join(str(error).split())[:100]}): delete it, an earlier one may be whole"
         ) from error
+    noted = _digests(noted.parent).get(str(newest))
+    if noted is None:
+        notice(
+            f"{manager.directory}/{newest} has no line in {_DIGESTS}: damage would not be noticed"
+        )
+    elif noted != _digest(run):
+        raise InputError(
+            f"{manager.directory}/{newest} is damaged: its numbers are not those that were saved: "
+            "delete it, an earlier one may be whole"
+        )
     print(f"resumed at step {newest}")
     return run
+
+
+def _digest(saved: Any) -> str:
+    """The SHA-256 of all numbers of what is saved: Orbax's files have none of their own."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(saved):
+        digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    path = directory / _DIGESTS
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(read_file(path)))
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is damaged: remove it to go on without it") from None
 
 
 def fit(
@@ -300,6 +331,11 @@ def save(run: Run, export: Callable[[Params], None]) -> None:
     _means(run)  # Nothing that is no number is saved.
     run.writer.flush()
     saved = {"state": run.state, "sums": run.sums}
+    # Before what they are of: a kill in between leaves a line too many.
+    kept = {str(step) for step in run.manager.all_steps()}
+    noted = {step: found for step, found in _digests(run.directory).items() if step in kept}
+    noted[str(run.step)] = _digest(saved)
+    write_whole(run.directory / _DIGESTS, to_json(noted, indent=1).encode())
     run.manager.save(run.step, args=ocp.args.StandardSave(saved))
     export(jax.device_get(run.state.average))
 
