@@ -195,7 +195,9 @@ def test_damaged_training_states(table, tmp_path):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << i % 8]) + whole[place + 1 :])
         table["training state, flipped"][outcome(read, expected)] += 1
         path.write_bytes(whole)
-    assert table["training state, flipped"]["silent"] == 0
+    found = table["training state, flipped"]
+    assert found.total() == NUM_CUTS and found["silent"] == 0
+    assert found["refused"] >= NUM_CUTS * (len(saved) - 1) // len(saved)
 
 
 class Ended(NamedTuple):
@@ -676,7 +678,7 @@ def test_killed_trainings_come_out_the_same(table, forks):
         finish(forks, command, *flags, *options, "--model_dir=whole_training")
         command = [command, *flags, *options, "--model_dir=killed_training"]
         killed_runs(forks, table, 3, "killed_training", 40, command, NUM_KILLS // 2)
-    noted = "checkpoints", "events"
+    noted = "checkpoints", "events", "digests.json"
     whole, killed = (
         {
             path: data
