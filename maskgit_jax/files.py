@@ -1,6 +1,7 @@
 """A model's files: read within limits, written whole, compared with the checksums beside them."""
 
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -69,7 +70,7 @@ def write_file(path: Path, pieces: Iterable[bytes]) -> None:
     Raises:
       OSError: that cannot be done; what was there is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _beside(path)
     digest = hashlib.sha256()
     try:
         with temporary.open("xb") as file:
@@ -84,6 +85,13 @@ def write_file(path: Path, pieces: Iterable[bytes]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     note_checksum(path, digest.hexdigest())
+
+
+def _beside(path: Path) -> Path:
+    """A name for what is to be renamed; what killed writers of the file left is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def sha256(path: Path) -> str:
@@ -110,7 +118,7 @@ def note_checksum(path: Path, found: str | None) -> None:
     noted = {name: value for name, value in noted.items() if name != path.name}
     if found is not None:
         noted[path.name] = found
-    temporary = path.with_name(f".{CHECKSUMS}.{uuid.uuid4().hex}.tmp")
+    temporary = _beside(path.with_name(f"{CHECKSUMS}.{path.name}"))
     try:
         temporary.write_text(json.dumps(noted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(temporary, path.with_name(CHECKSUMS))

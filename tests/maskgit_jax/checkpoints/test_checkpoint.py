@@ -120,6 +120,7 @@ def test_arrays_that_flax_splits_are_joined(tmp_path, monkeypatch):
 def test_write_replaces_whole_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
+    (tmp_path / ".x.0123.tmp").write_bytes(b"what a kill left")
     params = make_params()
     write_checkpoint(path, params)
     assert sorted(os.listdir(tmp_path)) == ["checksums.json", "x"]
