@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from experiments.app import cli
-from experiments.app.files import write_whole
 from experiments.training import frame, loop, tuning
 from guidance.strokes.energies import code_distance_energy
 from guidance.strokes.training import energy_loss, mask_strokes
+from maskgit_jax.files import write_file
 from maskgit_jax.knobs import knob
 from maskgit_jax.model import load_model
 from maskgit_jax.networks.stacked import code_logits
@@ -83,7 +83,7 @@ def main(flags: Flags) -> None:
 def _write(path: Path, params: losses.Params) -> None:
     file = io.BytesIO()
     np.save(file, params["energy"])
-    write_whole(path, file.getvalue())
+    write_file(path, [file.getvalue()])
 
 
 if __name__ == "__main__":

@@ -1,17 +1,26 @@
 """Hyper-parameters of a model, as they stand in its `config.json`."""
 
 import dataclasses
+import hashlib
 import json
-import math
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskgit_jax.errors import InputError
+from maskgit_jax import files
+from maskgit_jax.errors import InputError, notice, printable
 from maskgit_jax.knobs import Presets, complete_presets
 from maskgit_jax.labels import imagenet_class_names
 
-_LARGEST = 2**20  # no size of a model is near it, and products of sizes stay computable
+_LARGEST = {"num_layers": 1000, "num_res_blocks": 100, "codebook_size": 2**20}
+_LARGEST |= {"num_classes": 2**20}
+_LARGEST_OTHER = 2**17
+"""No size of a model is near these, and what they make of a network is described in seconds."""
+_MOST_LEVELS = 20
+_MOST_BLOCKS = 500  # in encoder and decoder together
+_NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, line ends
 
 IMAGENET = "imagenet"
 """In place of a list of class names: the 1000 names that come with the package."""
@@ -99,11 +108,17 @@ class TokenizerConfig:
                     f"tokenizer.norm_groups {self.norm_groups} does not divide "
                     f"{self.filters * multiplier} channels"
                 )
-        factor = 2 ** (len(self.channel_multipliers) - 1)
+        levels = len(self.channel_multipliers)
+        if 2 * (levels + 1) * self.num_res_blocks > _MOST_BLOCKS:
+            raise InputError(
+                f"tokenizer.num_res_blocks {self.num_res_blocks} on {levels} levels are more than "
+                f"{_MOST_BLOCKS} blocks"
+            )
+        factor = 2 ** (levels - 1)
         if self.image_size != self.latent_size * factor:
             raise InputError(
                 f"tokenizer.image_size {self.image_size} is not latent_size {self.latent_size} "
-                f"times {factor}, the factor of {len(self.channel_multipliers)} levels"
+                f"times {factor}, the factor of {levels} levels"
             )
 
 
@@ -140,6 +155,7 @@ class ModelConfig:
             raise InputError(
                 f"{len(self.class_names)} class names for {transformer.num_classes} classes"
             )
+        _check_names(self.class_names)
         filled = complete_presets(
             self.presets, transformer.num_layers, transformer.hidden_size, tokenizer.image_size
         )
@@ -152,21 +168,31 @@ def read_config(path: Path) -> ModelConfig:
     `class_names` may be a list, the word "imagenet" (the packaged names), or missing (the
     classes are then called by their numbers). `presets` may have some of the methods and knobs.
 
+    A file that its folder's checksums do not know may be a person's work: that is a notice.
+
     Raises:
       InputError: the file is missing, is not JSON, or a value does not fit.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; a model folder needs a config.json") from None
+        text = files.read_file(path)
+    except InputError as error:
+        raise InputError(f"{error}; a model folder needs a config.json") from None
+    try:
+        data = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+        raise InputError(f"{path}: not JSON ({printable(error)})") from None
+    noted = (files.read_checksums(path.parent) or {}).get(path.name)
+    if noted not in (None, hashlib.sha256(text).hexdigest()):
+        notice(
+            f"{path} is not as it was written: if that is your work, remove its line in "
+            f"{files.CHECKSUMS}"
+        )
     try:
         if not isinstance(data, dict):
             raise InputError("expected an object with 'transformer' and 'tokenizer'")
         unknown = data.keys() - {"transformer", "tokenizer", "class_names", "presets"}
         if unknown:
-            raise InputError(f"unknown entry {min(unknown)!r}")
+            raise InputError(f"unknown entry {printable(min(unknown), 60)!r}")
         transformer = _parse(TransformerConfig, data.get("transformer"), "transformer")
         names = data.get("class_names", [str(i) for i in range(transformer.num_classes)])
         if names == IMAGENET:
@@ -188,7 +214,31 @@ def read_config(path: Path) -> ModelConfig:
 
 def write_config(path: Path, config: ModelConfig) -> None:
     """Writes `config.json` so that `read_config` gives the same configuration."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+    files.write_file(path, [text.encode()])
+
+
+def _unique(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for one that has a name twice: which of them counts?"""
+    found = dict(entries)
+    if len(found) < len(entries):
+        ((twice, _),) = Counter(name for name, _ in entries).most_common(1)
+        raise ValueError(f"{printable(twice, 60)!r} stands there twice")
+    return found
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    """Raises InputError for class names that cannot be told apart, shown or asked for."""
+    for i, name in enumerate(names):
+        if not name.strip() or not _NO_TEXT.isdisjoint(map(unicodedata.category, name)):
+            raise InputError(
+                f"class_names[{i}] is {printable(ascii(name), 60)}: expected words without "
+                "control characters"
+            )
+    # Two of ImageNet's classes are called crane.
+    if len(set(names)) < len(names) and names != imagenet_class_names():
+        ((twice, _),) = Counter(names).most_common(1)
+        raise InputError(f"class_names has {printable(twice, 60)!r} twice")
 
 
 def _parse(cls: type, data: Any, name: str):
@@ -198,19 +248,23 @@ def _parse(cls: type, data: Any, name: str):
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in data.items():
         if key not in fields:
-            raise InputError(f"unknown entry {name}.{key}")
-        kind = fields[key].type
+            raise InputError(f"unknown entry {name}.{printable(key, 60)}")
+        kind, most = fields[key].type, _LARGEST.get(key, _LARGEST_OTHER)
         if kind is int:
-            fits = type(value) is int and (0 < value < _LARGEST or key == "mask_token_id")
+            expected = f"a whole number from 1 to {most}"
+            fits = type(value) is int and (0 < value <= most or key == "mask_token_id")
         elif kind is float:
-            fits = type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1
+            expected = "a number from 0 to 1"
+            fits = type(value) in (int, float) and 0 <= value < 1
         elif kind is str:
+            expected = "a word"
             fits = isinstance(value, str)
         else:
-            fits = isinstance(value, list) and len(value) > 0
-            fits = fits and all(type(v) is int and 0 < v < _LARGEST for v in value)
+            expected = f"at most {_MOST_LEVELS} whole numbers from 1 to {most}"
+            fits = isinstance(value, list) and 0 < len(value) <= _MOST_LEVELS
+            fits = fits and all(type(v) is int and 0 < v <= most for v in value)
         if not fits:
-            raise InputError(f"{name}.{key} is {value!r}, which is no {kind}")
+            raise InputError(f"{name}.{key} is {printable(repr(value), 60)}: expected {expected}")
     for key, field in fields.items():
         if key not in data and field.default is dataclasses.MISSING:
             raise InputError(f"{name}.{key} is missing")

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, printable
 
 SEEDS = {"low": 0, "high": 2**32 - 1}
 """Range of random seeds."""
@@ -72,7 +72,10 @@ class Knob(NamedTuple):
                 value = tuple(value)
             fits = bool(value) if self.kind is Path else isinstance(value, self.kind)
             return fits and (self.choices is None or value in self.choices)
-        numbers = np.asarray(value)
+        try:
+            numbers = np.asarray(value)
+        except ValueError:  # rows of several lengths
+            return False
         if numbers.dtype.kind not in ("iu" if self.kind is int else "iuf"):
             return False
         low = -np.inf if self.low is None else self.low
@@ -82,7 +85,7 @@ class Knob(NamedTuple):
     def check(self, name: str, value: Any) -> None:
         """Raises InputError, which begins with the `name`, for a value that is not allowed."""
         if not self.allows(value):
-            raise InputError(f"{name}={value}: {self.refusal(value)}")
+            raise InputError(f"{name}={printable(value)}: {self.refusal(value)}")
 
     def refusal(self, value: Any) -> str:
         """Words for what is wrong with a value that is not allowed."""
@@ -178,7 +181,9 @@ def resolve(
             if value is None:
                 continue
             if name not in declared:
-                raise InputError(f"no knob {prefix}{name}: expected {', '.join(declared)}")
+                raise InputError(
+                    f"no knob {prefix}{printable(name, 60)}: expected {', '.join(declared)}"
+                )
             declared[name].check(f"{prefix}{name}", value)
             settings[name] = value
     return settings
@@ -238,7 +243,8 @@ def complete_presets(
         packaged = _packaged(f"data/imagenet{256 if image_size <= 256 else 512}.json")
     for method in given:
         if method not in packaged:
-            raise InputError(f"presets has no method {method!r}: expected {', '.join(packaged)}")
+            found = printable(method, 60)
+            raise InputError(f"presets has no method {found!r}: expected {', '.join(packaged)}")
     return {method: {**knobs, **given.get(method, {})} for method, knobs in packaged.items()}
 
 

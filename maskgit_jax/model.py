@@ -1,5 +1,6 @@
 """A loaded model: a folder's configuration, modules and weights."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -175,33 +176,38 @@ def _load_params(folder: Path, kind: str, config: ModelConfig) -> Any:
     path = folder / f"{kind}_checkpoint"
     both = folder / conversion.SAFETENSORS
     if both.is_file() and not path.exists():
-        checkpoint.check_checksum(both)
         weights = {weights.kind: weights for weights in conversion.open_weights(both, config)}
         if kind not in weights:
             raise InputError(f"{both} holds no {kind}: convert the model again")
         params = conversion.read_weights(weights[kind], config)
     else:
+        # The configuration is what the code would run; the file decides whether that is true.
+        _check_counts(path, checkpoint.read_shapes(path), kind, config)
         expected = checkpoint.manifest_of(layouts.model_shapes(kind, config))
         params = checkpoint.read_checkpoint(path, checkpoint.largest_file(expected))
-        # The configuration is what the code would run; the file decides whether that is true.
-        if kind == "maskgit":
-            _check_heads(path, params, config.transformer.num_heads)
         checkpoint.check_params(params, expected, source=str(path))
     return jax.tree.map(jnp.asarray, params)
 
 
-def _check_heads(path: Path, params: Any, num_heads: int) -> None:
-    """Raises InputError if the query kernel, [width, heads, width / heads], has other heads.
+def _check_counts(path: Path, shapes: Any, kind: str, config: ModelConfig) -> None:
+    """Raises InputError if a file has other numbers of layers, heads or blocks than config.json.
 
-    The paper gives another number than the released files have, so it deserves a clear line.
+    Of a file that is no such checkpoint at all, the general check says what is missing.
     """
-    try:
-        kernel = params["TransformerLayer_0"]["Attention_0"]["self_attention"]["query"]["kernel"]
-        heads = kernel.shape[1]
-    except (KeyError, TypeError, IndexError, AttributeError):
-        return  # Not such a checkpoint at all: the general check says what is missing.
-    if heads != num_heads:
-        raise InputError(
-            f"{path} has {heads} attention heads (query kernel {list(kernel.shape)}), config.json "
-            f"says transformer.num_heads {num_heads}; correct config.json"
-        )
+    if kind == "maskgit":
+        counts = {"num_layers": sum(name.startswith("TransformerLayer_") for name in shapes)}
+        # The paper gives another number of heads than the released files have.
+        with contextlib.suppress(KeyError, TypeError, IndexError, AttributeError):
+            attention = shapes["TransformerLayer_0"]["Attention_0"]["self_attention"]
+            counts["num_heads"] = attention["query"]["kernel"].shape[1]
+    else:
+        levels = len(config.tokenizer.channel_multipliers)
+        blocks = sum(name.startswith("ResBlock_") for name in shapes.get("encoder", ()))
+        counts = {"num_res_blocks": blocks / (levels + 1)}
+    part = config.transformer if kind == "maskgit" else config.tokenizer
+    for name, found in counts.items():
+        if found and found != (said := getattr(part, name)):
+            raise InputError(
+                f"{path} has {name} {found:g}, config.json says {said}: correct config.json, or "
+                "use the checkpoint that belongs to it"
+            )

@@ -95,7 +95,7 @@ def folders(tmp_path_factory) -> dict[int, Path]:
         save_png(base / f"{devices}" / "photo.png", photo)
         for name, command in COMMANDS.items():
             output = [] if name in NO_FOLDER else [f"--output_dir={name}"]
-            commands.append([f"{base}/{devices}", devices, name, *command, *output])
+            commands.append([f"{base}/{devices}", devices, name, {}, *command, *output])
     environment = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": quick_to_compile(),
@@ -105,16 +105,15 @@ def folders(tmp_path_factory) -> dict[int, Path]:
     }
     run = subprocess.run(
         [sys.executable, "-m", "tests.fork_commands"],
-        input=json.dumps(commands),
+        input="\n".join(map(json.dumps, commands)),
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=os.environ | environment,
     )
     assert run.returncode == 0, run.stderr
-    for (folder, devices, name, *_), (status, seconds) in zip(
-        commands, json.loads(run.stdout), strict=True
-    ):
+    ended = map(json.loads, run.stdout.splitlines())
+    for (folder, devices, name, *_), (status, seconds, _) in zip(commands, ended, strict=True):
         print(f"{name} on {devices} devices: {seconds:.1f} s")
         assert status == 0, (name, devices, Path(folder, f"{name}.err").read_text()[-3000:])
     return {devices: base / f"{devices}" for devices in DEVICES}

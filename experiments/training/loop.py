@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -24,13 +25,15 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from experiments.app import cli
-from experiments.app.files import to_json
+from experiments.app.files import to_json, write_whole
 from maskgit_jax.devices import copy_to_devices, device_mesh
-from maskgit_jax.errors import InputError
+from maskgit_jax.errors import InputError, notice
+from maskgit_jax.files import read_file, sha256
 from maskgit_jax.images import save_png
 from maskgit_jax.training.losses import Batch, LossFn, Metrics, Params
 from maskgit_jax.training.train_state import TrainState
 
+_DIGESTS = "digests.json"
 _MAX_THREADS = 16
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
@@ -161,6 +164,8 @@ def _restored(manager: ocp.CheckpointManager, noted: Path, run: dict[str, Any]) 
                 f"{others.get(name)} there, {shapes.get(name)} by these flags: train in another "
                 "folder, or give the flags that it was started with"
             )
+    digests = _digests(noted.parent)
+    _check_digest(Path(manager.directory) / str(newest), digests.get(str(newest)))
     try:
         run = manager.restore(newest, args=ocp.args.StandardRestore(run))
     # Damaged files make Orbax raise nearly anything.
@@ -171,6 +176,33 @@ def _restored(manager: ocp.CheckpointManager, noted: Path, run: dict[str, Any]) 
         ) from error
     print(f"resumed at step {newest}")
     return run
+
+
+def _check_digest(folder: Path, expected: str | None) -> None:
+    """Compares a checkpoint with what was saved; Orbax itself does not notice changed numbers."""
+    if expected is None:
+        notice(f"{folder} has no line in {_DIGESTS}: damage to the numbers would not be noticed")
+    elif expected != _digest(folder):
+        raise InputError(
+            f"{folder} is damaged: its files are not those that were saved: delete it, an earlier "
+            "one may be whole"
+        )
+
+
+def _digest(folder: Path) -> str:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder)} {sha256(path)}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    path = directory / _DIGESTS
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(read_file(path)))
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is damaged: remove it to go on without it") from None
 
 
 def fit(
@@ -302,6 +334,11 @@ def save(run: Run, export: Callable[[Params], None]) -> None:
     saved = {"state": run.state, "sums": run.sums}
     run.manager.save(run.step, args=ocp.args.StandardSave(saved))
     export(jax.device_get(run.state.average))
+    run.manager.wait_until_finished()  # the files are as they stay
+    kept = {str(step) for step in run.manager.all_steps()}
+    noted = {step: found for step, found in _digests(run.directory).items() if step in kept}
+    noted[str(run.step)] = _digest(Path(run.manager.directory) / str(run.step))
+    write_whole(run.directory / _DIGESTS, to_json(noted, indent=1).encode())
 
 
 def stop(run: Run, signals: Sequence[int], save: Hook) -> None:
@@ -310,7 +347,6 @@ def stop(run: Run, signals: Sequence[int], save: Hook) -> None:
         return
     if run.manager.latest_step() != run.step:
         save(run)
-    run.manager.wait_until_finished()
     message = f"saved at step {run.step}; the same command goes on from there"
     tqdm.write(message, file=sys.stderr)
     sys.exit(128 + signals[0])

@@ -7,6 +7,8 @@ come out different. The published loop besides keeps the confidence as an intege
 """
 
 import dataclasses
+import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -17,11 +19,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from guidance.strokes.base import Energy, StrokeMethod, has_guide
+from maskgit_jax import files
 from maskgit_jax.errors import InputError
 from maskgit_jax.networks.stacked import code_logits
 
 _LEAST_INVERSE_TEMPERATURE, _MOST_INVERSE_TEMPERATURE = 1e-6, 100.0
 _HALVINGS = 16
+_HEADER = 10_000
 _LEAST_TILT, _MOST_TILT = -8.0, 12.0  # logarithms, in units of 1 / mean energy
 
 
@@ -58,13 +62,13 @@ def read_energy(path: str | Path, codebook_size: int) -> Float32[np.ndarray, "K 
     Raises:
       InputError: no such file, or no energy of a codebook of this size.
     """
+    data = files.read_file(path, most=8 * codebook_size**2 + _HEADER)
     try:
-        energy = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "no array"
+        energy = np.load(io.BytesIO(data), allow_pickle=False)
+    # A header may claim terabytes.
+    except (OSError, ValueError, EOFError, MemoryError):
         raise InputError(
-            f"cannot read {str(path)!r} ({reason}); expected the energy.npy that "
-            "experiments.tune_energy writes"
+            f"{path} holds no array; expected the energy.npy that experiments.tune_energy writes"
         ) from None
     shape = getattr(energy, "shape", None)
     if shape != (codebook_size, codebook_size) or energy.dtype.kind != "f":
@@ -73,6 +77,7 @@ def read_energy(path: str | Path, codebook_size: int) -> Float32[np.ndarray, "K 
             f"{str(path)!r} holds {found}; expected floats [{codebook_size}, {codebook_size}]: "
             "learn an energy for this model"
         )
+    files.check_checksum(Path(path), hashlib.sha256(data).hexdigest())
     return energy.astype(np.float32)
 
 

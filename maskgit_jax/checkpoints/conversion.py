@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from maskgit_jax import files
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.checkpoints.checkpoint import Manifest, Params
 from maskgit_jax.checkpoints.layouts import KINDS, LAYOUTS, Layout, Part, model_shapes
@@ -48,6 +49,9 @@ FORMATS = ("msgpack", "safetensors")
 """How `write_model` writes weights: as the released files, or as the model hubs have them."""
 
 SAFETENSORS = "model.safetensors"
+
+
+_LARGEST_INDEX = 4 << 20
 
 
 class _SafetensorsFile(Mapping[str, np.ndarray]):
@@ -117,14 +121,9 @@ def open_weights(path: Path, config: ModelConfig) -> list[Weights]:
 
 
 def _open_arrays(path: Path, config: ModelConfig) -> Arrays:
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        size = path.stat().st_size
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); expected a file of weights; check the path"
-        ) from None
+    with files.open_file(path) as file:
+        start = file.read(9)
+        size = os.fstat(file.fileno()).st_size
     if start[:2] == b"PK":
         return TorchFile(path)
     if start[:1] == b"\x80":
@@ -133,8 +132,15 @@ def _open_arrays(path: Path, config: ModelConfig) -> Arrays:
             "the only way to read it; expected PyTorch's zip format; load it with PyTorch in a "
             "place you can spare and save its state dict with today's torch.save"
         )
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
-        return _SafetensorsFile(path)
+    if start[8:] == b"{" and (index := int.from_bytes(start[:8], "little")) < size:
+        if index > _LARGEST_INDEX:
+            raise InputError(
+                f"{path} has an index of {index} bytes; expected at most {_LARGEST_INDEX}; "
+                f"{files.FETCH_AGAIN}"
+            )
+        arrays = _SafetensorsFile(path)
+        files.check_checksum(path)
+        return arrays
     most = max(
         checkpoint.largest_file(checkpoint.manifest_of(model_shapes(kind, config)))
         for kind in KINDS
@@ -195,10 +201,10 @@ def _word(kind: str) -> str:
 
 
 def _files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    files: list[Path] = []
+    paths: list[Path] = []
     for source in (Path(source).expanduser() for source in sources):
         if not source.is_dir():
-            files.append(source)
+            paths.append(source)
             continue
         inside = sorted(path for path in source.iterdir() if _may_be_weights(path))
         if not inside:
@@ -206,8 +212,8 @@ def _files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
                 f"{source} holds no files of weights; expected PyTorch files, .safetensors or "
                 "released checkpoints; give the folder that they are in"
             )
-        files += inside
-    return files
+        paths += inside
+    return paths
 
 
 def _may_be_weights(path: Path) -> bool:
@@ -350,7 +356,8 @@ def write_model(
             if form == "safetensors":
                 flat = flatten_dict(dict(params), sep=".")
                 safetensors.numpy.save_file(flat, temporary / SAFETENSORS, {"format": "flax"})
-                checkpoint.record_checksum(temporary / SAFETENSORS)
+                record = files.sha256(temporary / SAFETENSORS)
+                files.note_checksum(temporary / SAFETENSORS, record)
             else:
                 for kind, tree in params.items():
                     checkpoint.write_checkpoint(temporary / f"{kind}_checkpoint", tree)

@@ -8,12 +8,13 @@ import contextlib
 import http.client
 import os
 import re
+import stat
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +22,14 @@ import platformdirs
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from maskgit_jax import files
 from maskgit_jax.checkpoints import conversion
 from maskgit_jax.checkpoints.checkpoint import (
     Manifest,
+    check_file,
     check_params,
     largest_file,
-    parse_checkpoint,
     read_manifest,
-    record_checksum,
     write_checkpoint,
 )
 from maskgit_jax.checkpoints.layouts import KINDS
@@ -64,8 +65,8 @@ SOURCES = (
 
 MODELS = ("imagenet256", "imagenet512")
 
-_PACKAGE = Path(str(files("maskgit_jax")))
-_TIMEOUT_S = 30.0
+_PACKAGE = Path(str(resources.files("maskgit_jax")))
+_TIMEOUT_S = 10.0
 _PAUSES_S = (0.0, 1.0, 2.0, 4.0)
 """Seconds before each attempt to receive a file."""
 _BLOCK = 1 << 20
@@ -156,9 +157,7 @@ def fetch_files(
             for kind, manifest in manifests.items():
                 _fetch_file(kind, name, folder, sources, manifest, config)
             # Last and always: a config of an older package version must not outlive it.
-            temporary = folder / "config.json.part"
-            write_config(temporary, config)
-            temporary.replace(folder / "config.json")
+            write_config(folder / "config.json", config)
     return folder
 
 
@@ -238,20 +237,28 @@ def _install(
 ) -> None:
     """Gives a download its name if it is the model; else deletes it."""
     try:
+        _check_published(part, f"{kind}_{target.parent.name}{source.suffix}")
         if source.suffix == RELEASED:
-            params = parse_checkpoint(part.read_bytes(), source=url)
+            digest = check_file(part, manifest, source=url)
         else:
             params = _convert(part, kind, config)
-        check_params(params, manifest, source=url)
+            check_params(params, manifest, source=url)
     except InputError as error:
         part.unlink()
         raise _SourceError(f"{error}; the download was deleted") from None
     if source.suffix == RELEASED:
         part.replace(target)
-        record_checksum(target)
+        files.note_checksum(target, digest)
     else:
         write_checkpoint(target, params)
         part.unlink()
+
+
+def _check_published(part: Path, name: str) -> None:
+    """Compares a download with the published file's SHA-256, where the package knows it."""
+    expected = (files.read_checksums(_PACKAGE / "checkpoints" / "manifests") or {}).get(name)
+    if expected is not None and files.sha256(part) != expected:
+        raise InputError(f"{name} is not the published file: its SHA-256 is not {expected[:12]}…")
 
 
 def _convert(part: Path, kind: str, config: ModelConfig) -> conversion.Params:
@@ -293,7 +300,8 @@ def _receive(url: str, part: Path, most: int) -> None:
     offset = _size(part)
     with _open(url, part, offset) as response:
         if response.status == 206:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            header = response.headers.get("Content-Range", "")
+            span = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", header, re.ASCII)
             if span is None or int(span[1]) != offset:
                 part.unlink()
                 raise _CutError("the server sent another part of the file than asked for")
@@ -304,8 +312,10 @@ def _receive(url: str, part: Path, most: int) -> None:
             raise _SourceError(
                 f"answered {total} bytes, more than the {most} that the file can have"
             )
+        if not offset:
+            part.unlink(missing_ok=True)
         with (
-            part.open("ab" if offset else "wb") as file,
+            open(part, "ab", opener=_opened) as file,
             tqdm(
                 desc=part.stem, initial=offset, total=total, unit="B", unit_scale=True
             ) as progress,
@@ -313,8 +323,10 @@ def _receive(url: str, part: Path, most: int) -> None:
             received = offset
             while block := _read(response):
                 received += len(block)
-                if received > most:
+                if received > (most if total is None else total):
                     part.unlink()
+                    if total is not None:
+                        raise _CutError(f"{received} bytes received of a file of {total}")
                     raise _SourceError(
                         f"answered more than {most} bytes, which the file cannot have"
                     )
@@ -325,17 +337,21 @@ def _receive(url: str, part: Path, most: int) -> None:
     size = _size(part)
     if total is not None and size < total:
         raise _CutError(f"{size} of {total} bytes received")
-    if total is not None and size > total:
-        part.unlink()
-        raise _CutError(f"{size} bytes received of a file of {total}")
+
+
+def _opened(path: str, flags: int) -> int:
+    """Opens a partial file, but not what a link of that name leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, as release downloads have them, but not out of encryption."""
+    """Follows redirects, as release downloads have them, but not out of encryption or HTTP."""
 
     def redirect_request(self, request, file, code, message, headers, new_url):
-        if request.full_url.startswith("https:") and not new_url.startswith("https:"):
-            raise urllib.error.HTTPError(new_url, code, "redirect out of https", headers, file)
+        allowed = ("https:",) if request.full_url.startswith("https:") else ("https:", "http:")
+        if not new_url.lower().startswith(allowed):
+            reason = f"redirect out of {request.type}"
+            raise urllib.error.HTTPError(new_url, code, reason, headers, file)
         return super().redirect_request(request, file, code, message, headers, new_url)
 
 
@@ -367,7 +383,15 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    """Bytes of a partial file. What is none of ours is removed: a link, a pipe, a second name."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return found.st_size
+    path.unlink()
+    return 0
 
 
 def _kept(part: Path) -> str:

@@ -7,6 +7,7 @@ knows the few instructions that a state dict is written with, and of functions t
 `_CONSTRUCTORS`, whose effects it has itself. Everything else is refused by name.
 """
 
+import io
 import math
 import pickletools
 import zipfile
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskgit_jax import files
 from maskgit_jax.errors import InputError, printable
 
 _CONSTRUCTORS = (
@@ -24,6 +26,7 @@ _CONSTRUCTORS = (
     "torch.FloatStorage",
 )
 _LARGEST_INDEX = 4 << 20  # bytes of data.pkl; a tensor takes about a hundred
+_MOST_INSTRUCTIONS = 1_000_000  # about twenty for a tensor
 _MOST_AXES = 8
 _MOST_READ = 4  # times the file's size: parts of a storage are read with all of it
 _BYTES = np.dtype(np.float32).itemsize
@@ -74,7 +77,7 @@ class TorchFile(Mapping[str, np.ndarray]):
         """
         self._path = path
         with self._reading():
-            self._zip = zipfile.ZipFile(path)
+            self._zip = _open_zip(path)
             self._members = _members(self._zip, path.stat().st_size)
             indices = [name for name in self._members if name.endswith("/data.pkl")]
             if len(indices) != 1:
@@ -167,11 +170,26 @@ class TorchFile(Mapping[str, np.ndarray]):
 def is_torch_archive(path: Path) -> bool:
     """Whether a zip archive has a PyTorch file's index; true of one too damaged to say."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _open_zip(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
     # Foreign bytes make zipfile raise several types.
     except Exception:
         return True
+
+
+class _ArchiveFile(io.FileIO):
+    """A file of which `zipfile`, opening it, reads no directory of millions of members."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _LARGEST_INDEX:
+            raise _RefusedError(f"a directory of {size} bytes; at most {_LARGEST_INDEX}")
+        return super().read(size)
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    files.open_file(path).close()  # no pipe
+    with _ArchiveFile(path) as file, zipfile.ZipFile(file):
+        return zipfile.ZipFile(path)
 
 
 class _Reading:
@@ -245,7 +263,9 @@ def _interpret(index: bytes) -> Any:
         del stack[at:]
         return items
 
-    for opcode, argument, _ in pickletools.genops(index):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(index)):
+        if number == _MOST_INSTRUCTIONS:
+            raise _RefusedError(f"more than {number} instructions")
         match opcode.name:
             case "PROTO":
                 if argument != 2:

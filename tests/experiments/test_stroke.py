@@ -236,7 +236,7 @@ def test_an_energy_is_read_or_refused(tmp_path):
         "integers.npy": "int64",
         "archive.npz": "an archive",
         "empty.npy": "no array",
-        "nowhere.npy": "No such file",
+        "nowhere.npy": "does not exist",
     }.items():
         with pytest.raises(InputError, match=words):
             read_energy(tmp_path / name, 6 if name == "good.npy" else 5)

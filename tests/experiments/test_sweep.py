@@ -122,31 +122,6 @@ def test_every_item_is_the_picture_that_sketch_makes(folder, finished):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(folder, finished):
-    rng = np.random.default_rng(0)
-    kills = 0
-    for _ in range(4):
-        process = command(folder, *GRID, "--output_dir=killed")
-        results = folder / "killed" / "results.jsonl"
-        size = results.stat().st_size if results.exists() else 0
-        while process.poll() is None:  # until it writes: before, there is nothing to lose
-            if results.exists() and results.stat().st_size > size:
-                break
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.4))
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
-    assert kills >= 2
-    finish(command(folder, *GRID, "--output_dir=killed"))
-    assert_same_sweep(folder / "killed", finished)
-    # Once more: nothing is left to do.
-    before = (folder / "killed" / "log.jsonl").read_bytes()
-    finish(command(folder, *GRID, "--output_dir=killed"))
-    assert (folder / "killed" / "log.jsonl").read_bytes() == before
-
-
-@pytest.mark.slow
 def test_sigterm_finishes_the_batch_in_hand(folder, finished):
     process = command(folder, *GRID, "--output_dir=stopped")
     log = folder / "stopped" / "log.jsonl"

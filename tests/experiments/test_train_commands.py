@@ -3,10 +3,8 @@
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -91,47 +89,6 @@ def read_log(folder: Path) -> list[dict]:
     for record in records:
         del record["images_per_second"]
     return records
-
-
-def killed_thrice(command: str, flags: tuple[str, ...], log: Path, start, rng) -> None:
-    """kill -9 at three random steps, then lets the command end."""
-    for low, high in ((1, 10), (12, 22), (24, 34)):
-        step = int(rng.integers(low, high))
-        process = start(command, *flags)
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and process.poll() is None:
-            if log.exists() and len(log.read_text().splitlines()) >= step:
-                break
-            time.sleep(0.002)
-        assert process.poll() is None, process.communicate()[1]
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    finish(start(command, *flags))
-
-
-@pytest.mark.slow
-def test_killed_runs_resume_to_the_same_losses_and_weights(place, start):
-    rng = np.random.default_rng()
-    whole, killed = place / "whole", place / "killed"
-    options = (*WORLD, "--save_every=9", "--log_every=1", "--batch_size=4", "--num_steps=60")
-    for command, name, weights, extra in (
-        (
-            TOKENIZER,
-            "tokenizer_training",
-            "tokenizer_checkpoint",
-            ("--num_warmup_steps=2", f"--config={place / 'tiny.json'}"),
-        ),
-        (TRANSFORMER, "transformer_training", "maskgit_checkpoint", ()),
-    ):
-        flags = (*options, *extra)
-        finish(start(command, f"--model_dir={whole}", *flags))
-        log = killed / name / "metrics.jsonl"
-        killed_thrice(command, (f"--model_dir={killed}", *flags), log, start, rng)
-        records = read_log(whole / name)
-        assert [record["step"] for record in records] == list(range(1, 61))
-        assert read_log(killed / name) == records
-        trees = [checkpoint.read_checkpoint(folder / weights) for folder in (whole, killed)]
-        jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
 @pytest.mark.slow

@@ -34,10 +34,10 @@ def test_files_are_opened_and_others_named(tmp_path):
         assert stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read() == b"123"
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
-        (tmp_path / "pipe", "it is a pipe"),
-        ("/dev/zero", "it is a device"),
-        (tmp_path, "Is a directory"),
-        (tmp_path / "b", "No such file or directory"),
+        (tmp_path / "pipe", "is a pipe"),
+        ("/dev/zero", "is a device"),
+        (tmp_path, "is a folder; expected a file"),
+        (tmp_path / "b", "does not exist; expected a file"),
         (tmp_path / ("x" * 300), "File name too long; choose a shorter name"),
         ("a\0b", "embedded null byte"),
     ):

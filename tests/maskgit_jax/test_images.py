@@ -232,16 +232,16 @@ def _error(path) -> str:
 
 
 def test_missing_file(tmp_path):
-    assert "No such file or directory; expected a picture file" in _error(tmp_path / "no.png")
+    assert "does not exist; expected a picture file" in _error(tmp_path / "no.png")
 
 
 def test_directory(tmp_path):
-    assert "Is a directory; expected a picture file" in _error(tmp_path)
+    assert "is a folder; expected a picture file" in _error(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["two\nlines.png", "null\0byte.png", "x" * 300 + ".png"])
 def test_odd_names_stay_on_one_line(tmp_path, name):
-    assert _error(tmp_path / name).startswith("cannot open ")
+    assert re.search("does not exist|cannot be read", _error(tmp_path / name))
 
 
 def test_no_permission(tmp_path):

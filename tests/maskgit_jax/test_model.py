@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import maskgit_jax
+from maskgit_jax import files
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.checkpoints.checkpoint import parameter_shapes
 from maskgit_jax.config import read_config, write_config
@@ -15,9 +17,15 @@ from maskgit_jax.errors import InputError
 from maskgit_jax.model import builtin_folder, load_model, with_class_token
 from maskgit_jax.networks.tokenizer import Tokenizer
 from maskgit_jax.networks.transformer import Transformer
-from tests.commands import TESTS
+from tests.commands import ROOT, TESTS
 
 GOLDEN = TESTS / "golden" / "model"
+SHIPPED = (
+    "maskgit_jax/models/demo",
+    "training/demo96",
+    "experiments/demo_world/weights",
+    "tests/golden/model",
+)
 DATA = Path(maskgit_jax.__file__).parent / "data"
 
 
@@ -77,9 +85,16 @@ def test_unknown_names_list_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
-        ("transformer", {"num_heads": 8}, "has 4 attention heads"),
-        ("transformer", {"num_layers": 5}, "TransformerLayer_4"),
-        ("transformer", {"num_layers": 3}, "TransformerLayer_3"),
+        ("transformer", {"num_heads": 8}, "has num_heads 4, config.json says 8"),
+        ("transformer", {"num_layers": 5}, "has num_layers 4, config.json says 5"),
+        ("transformer", {"num_layers": 3}, "has num_layers 4, config.json says 3"),
+        ("transformer", {"num_layers": 2000}, "num_layers is 2000: expected a whole number from 1"),
+        ("transformer", {"num_layers": 1000}, "has num_layers 4, config.json says 1000"),
+        ("transformer", {"dropout_rate": 10**400}, "dropout_rate is 1000"),
+        ("tokenizer", {"num_res_blocks": 10**6}, "num_res_blocks is 1000000: expected"),
+        ("tokenizer", {"num_res_blocks": 30}, "has num_res_blocks 1, config.json says 30"),
+        ("tokenizer", {"num_res_blocks": 90}, "90 on 3 levels are more than 500 blocks"),
+        ("tokenizer", {"channel_multipliers": [1] * 10**5}, "expected at most 20 whole"),
         ("transformer", {"intermediate_size": 128}, "intermediate_output"),
         ("transformer", {"num_heads": 5}, "num_heads 5"),
         ("transformer", {"num_heads": -4}, "num_heads"),
@@ -105,10 +120,54 @@ def test_damaged_config_is_one_line(folder, text):
     assert "config.json" in error_of(folder)
 
 
-def test_wrong_number_of_class_names(folder):
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (["cat"], "9 class names for 10 classes"),
+        (["cat", ""], "class_names[1] is '': expected words"),
+        (["cat", " \t"], "class_names[1] is ' \\t'"),
+        (["cat", "a\x1b[2J"], "class_names[1] is 'a\\x1b[2J'"),
+        (["cat", "\ud800"], "class_names[1] is '\\ud800'"),
+        (["cat", "cat"], "class_names has 'cat' twice"),
+    ],
+)
+def test_class_names_are_words(folder, first, words):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["cat", "dog"]}))
-    assert "2 class names for 10 classes" in error_of(folder)
+    names = first + list("abcdefgh")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": names}))
+    assert words in error_of(folder)
+
+
+def test_a_name_that_stands_twice_is_refused(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"num_heads"', '"num_layers": 3, "num_heads"'))
+    assert "'num_layers' stands there twice" in error_of(folder)
+
+
+def test_what_no_checksum_vouches_for_is_told_once(folder):
+    def told(read, path):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                read(path)
+        return {str(each.message) for each in found}, len(found)
+
+    edit_config(folder, "transformer", dropout_rate=0.2)
+    (folder / "checksums.json").rename(folder / "kept")
+    assert told(read_config, folder / "config.json") == (set(), 0)
+    words = f"{folder} has no checksums.json: damage to the numbers would not be noticed"
+    assert told(load_model, folder) == ({words}, 1)
+    (folder / "kept").rename(folder / "checksums.json")
+    texts, _ = told(read_config, folder / "config.json")
+    assert "config.json is not as it was written" in "".join(texts)
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=str)
+def test_shipped_checksums_are_of_the_shipped_files(folder):
+    found = files.read_checksums(ROOT / folder)
+    names = {path.name for path in (ROOT / folder).iterdir()}
+    assert found.keys() == names - {"checksums.json", "README.md"}
+    assert found == {name: files.sha256(ROOT / folder / name) for name in found}
 
 
 def test_not_a_number_is_found(folder):

@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+import tempfile
 
 import hypothesis.extra.numpy as hnp
 import jax
@@ -12,11 +13,11 @@ from flax import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskgit_jax import files
 from maskgit_jax.checkpoints import checkpoint
 from maskgit_jax.checkpoints.checkpoint import (
     check_params,
     manifest_of,
-    parse_checkpoint,
     read_checkpoint,
     read_manifest,
     write_checkpoint,
@@ -57,6 +58,17 @@ def error_of(function, *args, **kwargs) -> str:
     message = str(caught.value)
     assert message.isprintable() and len(message) < 600
     return message
+
+
+def parse_checkpoint(data, *, source):
+    """`read_checkpoint` of bytes; messages name `source`."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        try:
+            return read_checkpoint(file.name)
+        except InputError as error:
+            raise InputError(str(error).replace(file.name, source)) from None
 
 
 def packed(tree) -> bytes:
@@ -101,11 +113,14 @@ def test_arrays_that_flax_splits_are_joined(tmp_path, monkeypatch):
     assert b"__msgpack_chunked_array__" in (tmp_path / "x").read_bytes()
     again = read_checkpoint(tmp_path / "x")
     jax.tree.map(np.testing.assert_array_equal, again, make_params())
+    shapes = checkpoint.read_shapes(tmp_path / "x")
+    assert manifest_of(shapes) == manifest_of(make_params())
 
 
 def test_write_replaces_whole_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
+    (tmp_path / ".x.0123.tmp").write_bytes(b"what a kill left")
     params = make_params()
     write_checkpoint(path, params)
     assert sorted(os.listdir(tmp_path)) == ["checksums.json", "x"]
@@ -160,19 +175,33 @@ def test_web_page(tmp_path, content):
     [
         (b"", "is empty"),
         (packed({"params": {}})[:-1], "not a whole Flax checkpoint"),
-        (packed({"params": {}}) + b"\n", "received extra data"),
+        (packed({"params": {}}) + b"\n", "(10 bytes; 1 bytes after its end)"),
         (b"PK\x03\x04 a zip file", "not a whole Flax checkpoint (15 bytes"),
         (b"\xc1", "not a whole Flax checkpoint (1 bytes"),
         (b"\x81" * 5000, "not a whole Flax checkpoint"),
-        (packed([1, 2]), "holds list; expected a dict"),
-        (packed({}), "holds entries none; expected"),
-        (packed({"a": 1, "b": 2, "c": 3, "d": 4}), "entries 'a', 'b', 'c', ...; expected"),
-        (packed({"params": 3}), "holds entries 'params'; expected"),
-        (packed({"params": np.zeros(2)}), "holds entries 'params'; expected"),
-        (packed({"params": {"a": {"b": "text"}}}), "holds a str at 'params/a/b'"),
-        (packed({"params": {"a": np.float32(1)}}), "holds a float32 at 'params/a'"),
-        (packed({"params": {3: np.zeros(2)}}), "has the entry 'params/3'"),
+        (packed([1, 2]), "no dict with the one entry 'params'"),
+        (packed({}), "no dict with the one entry 'params'"),
+        (packed({"a": 1, "b": 2, "c": 3, "d": 4}), "no dict with the one entry 'params'"),
+        (packed({"params": 3}), "an int at 'params' instead of an array"),
+        (packed({"params": np.zeros(2)}), "an extension at 'params' instead"),
+        (packed({"params": {"a": {"b": "text"}}}), "a text at 'params/a/b' instead of an array"),
+        (packed({"params": {"a": np.float32(1)}}), "an extension that is no array of its size"),
+        (packed({"params": {3: np.zeros(2)}}), "an int instead of a text"),
         (packed({"params": {"a\n": 1}}), "'params/a\\n'"),
+        (packed({"params": {"a/b": np.zeros(1)}}), "'params/a/b' twice or without a name"),
+        (b"\x81\xa6params\x82\xa1a\x80\xa1a\x80", "'params/a' twice or without a name"),
+        # A number of entries that the file cannot have, names and values in one byte each.
+        (b"\x81\xa6params\xdf\x7f\xff\xff\xff", "more entries at 'params' than a model"),
+        (b"\x81\xa6params\xde\xff\xff" + b"\xa1" * 99, "more entries at 'params' than a model"),
+        (b"\x81\xa6params" + b"\x81\xa1a" * 99, "than a model has"),
+        (b"\x81\xa6params\x81\xdb\xff\xff\xff\xff", "a name of 4294967295 bytes"),
+        (b"\x81\xa6params\x81\xa1a\xc9\xff\xff\xff\xff\x01", "no array of its size"),
+        (
+            msgpack.packb(
+                {"params": {"a": msgpack.ExtType(1, msgpack.packb([[0, 2**63], "int8", b""]))}}
+            ),
+            "an array [0, 9223372036854775808]",
+        ),
         (
             msgpack.packb({"params": {"a": msgpack.ExtType(1, msgpack.packb([[3], "f4", b"12"]))}}),
             "not a whole Flax checkpoint",
@@ -222,12 +251,12 @@ def test_random_bytes_are_no_checkpoint(content):
 
 
 def test_out_of_memory_is_no_damage(monkeypatch):
-    def exhausted(data):
+    def exhausted(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(serialization, "msgpack_restore", exhausted)
+    monkeypatch.setattr(np, "frombuffer", exhausted)
     with pytest.raises(MemoryError):
-        parse_checkpoint(b"\x80", source="x")
+        parse_checkpoint(packed({"params": {"a": np.zeros(1)}}), source="x")
 
 
 def test_manifest_of_arrays_and_of_shapes():
@@ -330,6 +359,7 @@ def spoil(value):
         ),
         (spoil(np.nan), "1 with NaN or infinite values, first 'params/Embed_0/embedding'"),
         (spoil(-np.inf), "1 with NaN or infinite values, first 'params/Embed_0/embedding'"),
+        (spoil(-10001), "1 with values beyond ±10000, first 'params/Embed_0/embedding'"),
     ],
 )
 def test_check_names_what_deviates(change, deviation):
@@ -357,14 +387,14 @@ def test_a_file_that_is_being_replaced_is_not_called_damaged(tmp_path, monkeypat
     """A kill between the file and its checksum leaves a good file."""
     path = tmp_path / "x"
     write_checkpoint(path, make_params())
-    note = checkpoint._note_checksum
+    note = files.note_checksum
 
     def killed(path, found):
         if found is not None:
             raise KeyboardInterrupt
         note(path, found)
 
-    monkeypatch.setattr(checkpoint, "_note_checksum", killed)
+    monkeypatch.setattr(files, "note_checksum", killed)
     changed = jax.tree.map(lambda x: x + 1, make_params())
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(path, changed)

@@ -295,7 +295,7 @@ def test_command_refuses(tmp_path):
             "no config": ([f"--source={good}", out], "--config is missing"),
             "no folder": ([config, f"--source={good}"], "--output_dir is missing"),
             "config": ([f"--source={good}", "--config=none.json", out], "none.json"),
-            "missing": (source("none.ckpt"), "none.ckpt cannot be read"),
+            "missing": (source("none.ckpt"), "none.ckpt does not exist"),
             "cut": (source("cut.ckpt"), "cut.ckpt is not a whole PyTorch file"),
             "flipped": (source("flipped.ckpt"), "flipped.ckpt is not a whole PyTorch file"),
             "hostile": (source("hostile.ckpt"), "hostile.ckpt holds 'posix.system'"),

@@ -20,6 +20,7 @@ import pytest
 from filelock import FileLock
 from flax import serialization
 
+from maskgit_jax import files
 from maskgit_jax.checkpoints import checkpoint, download
 from maskgit_jax.checkpoints.checkpoint import manifest_of
 from maskgit_jax.checkpoints.download import (
@@ -435,10 +436,10 @@ def spoil(params):
             page(b"<!DOCTYPE html>\n<html><body>Sign in</body></html>"),
             "is a web page (HTML or XML)",
         ),
-        (page(b"\n"), "holds int; expected a dict"),
+        (page(b"\n"), "no dict with the one entry 'params'"),
         (page(b""), "is empty"),
         (page(FILES["tokenizer"][:-1]), f"is not a whole Flax checkpoint ({TOTAL - 1} bytes"),
-        (page(FILES["tokenizer"] + b"0"), "unpack(b) received extra data"),
+        (page(FILES["tokenizer"] + b"0"), "1 bytes after its end"),
         (page(FILES["maskgit"]), "first 'params/decoder/Conv_0/bias'"),
         (changed(drop), "missing, first 'params/quantizer/codebook'"),
         (changed(add), "1 unexpected, first 'params/extra/bias'"),
@@ -510,13 +511,32 @@ def test_cache_that_is_no_folder(server, cache):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-def test_full_disk(server, cache):
-    part = cache / NAME / "tokenizer_checkpoint.part"
-    part.parent.mkdir(parents=True)
-    part.symlink_to("/dev/full")
-    message = error_of(fetch, server, cache)
+def test_full_disk(server, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_opened", lambda path, flags: os.open("/dev/full", flags))
+        message = error_of(fetch, server, cache)
     assert f"cache {cache / NAME} cannot be used (No space left on device)" in message
+    check_folder(fetch(server, cache))
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_in_place_of_the_part_is_not_followed(server, cache, tmp_path, part, link):
+    own = tmp_path / "own"
+    own.write_bytes(FILES["tokenizer"][:1000])
     part.unlink()
+    link(own, part)
+    check_folder(fetch(server, cache))
+    assert server.ranges() == [None] and own.read_bytes() == FILES["tokenizer"][:1000]
+
+
+def test_the_published_sha256_counts(server, cache, tmp_path, monkeypatch):
+    name, good = f"tokenizer_{NAME}_checkpoint", hashlib.sha256(FILES["tokenizer"]).hexdigest()
+    folder = tmp_path / "checkpoints" / "manifests"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(download, "_PACKAGE", tmp_path)
+    (folder / "checksums.json").write_text(json.dumps({name: "0" * 64}))
+    assert f"{name} is not the published file" in error_of(fetch, server, cache)
+    (folder / "checksums.json").write_text(json.dumps({name: good}))
     check_folder(fetch(server, cache))
 
 
@@ -673,23 +693,23 @@ def test_the_copy_stands_in_for_the_published_files(server, cache, copies, code,
     noted = json.loads((cache / NAME / "checksums.json").read_text())
     assert noted == {
         f"{kind}_checkpoint": hashlib.sha256(data).hexdigest() for kind, data in FILES.items()
-    }
+    } | {"config.json": files.sha256(cache / NAME / "config.json")}
 
 
 def test_published_first_then_the_copy_elsewhere(server, cache, copies):
     """Two servers, as today: one that denies, one whose release downloads redirect to a third."""
 
     def redirect(handler, data):
-        handler.start(302, Location=f"{files.base_url}{handler.path}?token=1", Content_Length=0)
+        handler.start(302, Location=f"{third.base_url}{handler.path}?token=1", Content_Length=0)
 
-    with Server() as published, Server() as files:
-        for one in (published, files):
+    with Server() as published, Server() as third:
+        for one in (published, third):
             threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
         published.answers = [status(403)] * 2
         server.files |= copies
         server.answers = [redirect] * 3
-        files.files |= {f"{path}?token=1": data for path, data in copies.items()}
-        files.answers = [cut]
+        third.files |= {f"{path}?token=1": data for path, data in copies.items()}
+        third.answers = [cut]
         folder = fetch_files(
             NAME,
             sources=(
@@ -704,8 +724,8 @@ def test_published_first_then_the_copy_elsewhere(server, cache, copies):
         assert [path for path, _ in published.requests] == list(published.files)[:2]
         size = len(copies[f"/tokenizer_{NAME}.ckpt"]) // 2
         # A cut within the redirected download resumes, through the redirect again.
-        assert [span for _, span in files.requests] == [None, f"bytes={size}-", None]
-        for one in (published, files):
+        assert [span for _, span in third.requests] == [None, f"bytes={size}-", None]
+        for one in (published, third):
             one.shutdown()
 
 

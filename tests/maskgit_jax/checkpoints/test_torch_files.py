@@ -203,47 +203,9 @@ def test_members_that_claim_more_than_the_file(tmp_path):
     assert f"in a file of {len(data)}" in refused(path)
 
 
-SAMPLE = (SAMPLES / "maskgit.ckpt").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def sample():
-    file = TorchFile(SAMPLES / "maskgit.ckpt")
-    return {name: file[name] for name in file}
-
-
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("torch") / "x"
-
-
-def same_or_refused(path, expected):
-    try:
-        file = TorchFile(path)
-        found = {name: file[name] for name in file}
-    except InputError as error:
-        assert str(error).isprintable()
-        return
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert np.array_equal(found[name], array), name
-
-
-@settings(max_examples=150, deadline=None)
-@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_flipped_bytes_never_give_other_numbers(sample, scratch, place, flip):
-    data = bytearray(SAMPLE)
-    data[int(place * len(data))] ^= flip
-    scratch.write_bytes(data)
-    same_or_refused(scratch, sample)
-
-
-@settings(max_examples=40, deadline=None)
-@given(share=st.floats(0, 1, exclude_max=True))
-def test_truncated_files_are_refused(scratch, share):
-    scratch.write_bytes(SAMPLE[: int(share * len(SAMPLE))])
-    with pytest.raises(InputError):
-        TorchFile(scratch)
 
 
 @settings(max_examples=200, deadline=None)
