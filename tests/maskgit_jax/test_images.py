@@ -1,5 +1,6 @@
 import contextlib
 import os
+import re
 import socket
 import struct
 import tracemalloc
