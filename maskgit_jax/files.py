@@ -34,7 +34,6 @@ _KINDS = {
     stat.S_IFIFO: "a pipe (FIFO)",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
 }
 
 
@@ -56,7 +55,8 @@ def open_file(path: str | os.PathLike[str], expected: str = "expected a file") -
     Raises:
       InputError: it is none or cannot be opened; the line ends with what was `expected`.
     """
-    name = printable(os.fspath(path))
+    name = os.fspath(path)
+    name = name if name.isprintable() else repr(name)
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits here
@@ -68,6 +68,8 @@ def open_file(path: str | os.PathLike[str], expected: str = "expected a file") -
     except IsADirectoryError:
         raise InputError(f"{name} is a folder; {expected}; check the path") from None
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise InputError(f"{name} is a socket; {expected}; check the path") from None
         otherwise = f"{expected}; check the path and its permissions"
         raise os_error(error, f"{name} cannot be read", otherwise) from None
     except ValueError as error:  # a null byte

@@ -265,12 +265,12 @@ def test_no_permission_as_any_user(tmp_path, monkeypatch):
 
 def test_what_is_no_regular_file_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert "it is a pipe (FIFO); expected a picture file" in _error(tmp_path / "pipe.png")
+    assert "is a pipe (FIFO); expected a picture file" in _error(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
-    assert "it is a device; expected a picture file" in _error(tmp_path / "zero.png")
+    assert "is a device; expected a picture file" in _error(tmp_path / "zero.png")
     with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(tmp_path):
         opened.bind("socket.png")
-        assert "it is a socket; expected a picture file" in _error("socket.png")
+        assert "is a socket; expected a picture file" in _error("socket.png")
 
 
 @pytest.mark.parametrize("suffix", ["eps", "ico", "tga", "pcx", "jp2", "pdf"])

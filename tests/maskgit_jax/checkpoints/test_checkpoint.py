@@ -160,7 +160,7 @@ def test_missing_file_and_folder(tmp_path):
     assert f"{tmp_path} is a folder" in error_of(read_checkpoint, tmp_path)
     (tmp_path / "file").touch()
     below = tmp_path / "file" / "x"
-    assert f"{below} cannot be read (Not a directory)" in error_of(read_checkpoint, below)
+    assert f"{below} cannot be read: Not a directory" in error_of(read_checkpoint, below)
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html>\n<p>", b"\r\n <html>", b"<?xml?><Error/>"])
