@@ -150,6 +150,8 @@ def test_a_network_that_changed_under_its_path_has_another_record(config, tmp_pa
     path = tmp_path / name
     file = path if path.suffix else path / "deep" / "weights"
     file.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        (path / "config.json").write_text("{}")
     file.write_bytes(b"old")
     old = read(config, f"--classifier={path}").record
     assert old["classifier"] == str(path)
