@@ -31,7 +31,7 @@ _ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def load_demo_judge() -> Classifier:
-    """The demo world's judge, for pictures whose sides are multiples of 4."""
+    """The demo world's judge, for pictures whose sides are multiples of 8."""
     network, params = judge.load_judge()
     return lambda pictures: judge.predict(network, params, to_float(pictures)).probabilities
 

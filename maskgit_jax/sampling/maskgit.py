@@ -83,15 +83,15 @@ class MaskGit:
 
     Attributes:
       temperature: of the choice which ids to keep, ≥ 0.
+      schedule: one of `schedules.SCHEDULE_NAMES`.
       final_passes: how many of the steps are such (`final_passes`); 0 is published.
       final_temperature: theirs.
-      schedule: one of `schedules.SCHEDULE_NAMES`.
     """
 
     temperature: Any = temperature_knob()
+    schedule: str = schedules.schedule_knob("cosine")
     final_passes: Any = final_passes_knob()
     final_temperature: Any = final_temperature_knob()
-    schedule: str = schedules.schedule_knob("cosine")
 
     def __post_init__(self):
         check_static(self)

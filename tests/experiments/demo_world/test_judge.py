@@ -22,7 +22,7 @@ def judge():
     return judging.load_judge()
 
 
-def held_out(count: int, size: int = 48):
+def held_out(count: int, size: int = 96):
     """Photos in [0, 1], parts and labels."""
     scenes = [world.draw_scene(HELD_OUT_SEED, index, size=size) for index in range(count)]
     photos = to_float(np.stack([scene.image for scene in scenes]))
@@ -77,10 +77,10 @@ def test_shipped_judge_tells_a_picture_from_another_scene(judge, scenes):
 
 def test_shipped_judge_sees_nothing_where_nothing_is(judge):
     greys = np.broadcast_to(
-        np.float32([0.0, 0.25, 0.5, 0.75, 1.0])[:, None, None, None], (5, 48, 48, 3)
+        np.float32([0.0, 0.25, 0.5, 0.75, 1.0])[:, None, None, None], (5, 96, 96, 3)
     )
     patches = np.random.default_rng(0).uniform(size=(20, 6, 6, 3)).astype(np.float32)
-    patches = patches.repeat(8, axis=1).repeat(8, axis=2)
+    patches = patches.repeat(16, axis=1).repeat(16, axis=2)
     verdict = judging.predict(*judge, np.concatenate([greys, patches]))
     assert np.mean(verdict.parts > 0) < 0.05
 
@@ -92,7 +92,7 @@ def test_features_tell_photos_from_worse_pictures(judge, scenes):
     reference = judging.predict(*judge, held_out(3 * judging._BATCH)[0][judging._BATCH :]).features
     coarse = photos.reshape(-1, 12, 4, 12, 4, 3).mean(axis=(2, 4))
     coarse = coarse.repeat(4, axis=1).repeat(4, axis=2)
-    drawn = [world.draw_scene(HELD_OUT_SEED, index).sketch for index in range(len(photos))]
+    drawn = [world.draw_scene(HELD_OUT_SEED, index, size=96).sketch for index in range(len(photos))]
     drawings = to_float(np.stack(drawn))[..., None].repeat(3, axis=-1)
     real, blurred, sketched = (
         frechet_distance(judging.predict(*judge, images).features, reference)[0]

@@ -192,7 +192,7 @@ def test_bad_flax_folders_are_told(flax_folder, tmp_path):
 
 
 def test_demo_judge_gives_the_class_of_photos():
-    scenes = [world.draw_scene(3, index) for index in range(8)]
+    scenes = [world.draw_scene(3, index, size=96) for index in range(8)]
     photos = np.stack([scene.image for scene in scenes])
     found = classifiers.load_demo_judge()(photos)
     judge, params = load_judge(JUDGE_CHECKPOINT)
