@@ -250,7 +250,7 @@ def bad_flags(folder: Path, tiny_folder: Path) -> dict[str, tuple[list[str], str
         "scene": (["--scene_index=-1"], "--scene_index=-1"),
         "seed": (["--seed=-1"], "--seed=-1"),
         "few scenes": (["--num_scenes=9"], "expected a whole number from 10 to 1000"),
-        "head": (["--head=4"], "expected 0 to 3"),
+        "head": (["--head=6"], "expected 0 to 5"),
         "no sketch": ([photo, "--label=fish"], "--sketch missing"),
         "no photo": ([sketch, "--label=fish"], "--photo missing"),
         "no label": ([photo, sketch], "--label missing"),

@@ -224,7 +224,7 @@ def test_a_part_is_made_anew(photo, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "mask.png stretched to the picture's 41x48" in result.stderr
     (line,) = map(json.loads, (tmp_path / "out/results.jsonl").read_text().splitlines())
-    assert line["structure_distance"] > 0 and line["lambda_s"] == 0.8
+    assert line["structure_distance"] > 0 and line["lambda_s"] == 0.7
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ ROWS = [
 def test_evaluation_of_a_random_model(model, tmp_path):
     out = tmp_path / "out"
     flags = [f"--model={model}", "--num_sketches=14", "--num_reference=60", "--num_steps=3"]
-    flags += ["--lambda_s_curve=0,0.5,0.8", "--condition=scribble", "--seed=5"]
+    flags += ["--lambda_s_curve=0,0.5,0.7", "--condition=scribble", "--seed=5"]
     result = evaluate(*flags, f"--output_dir={out}")
     assert result.returncode == 0, result.stderr
     evaluation = json.loads((out / "evaluation.json").read_text())

@@ -167,7 +167,8 @@ def test_other_weights_under_the_same_name_are_told(tmp_path):
         {"first": flags, "again": flags, "other weights": flags},
         cwd=tmp_path,
         prepare="import os; name == 'other weights' and "
-        "os.replace('larger_checkpoint', 'model/maskgit_checkpoint')",
+        "(os.replace('larger_checkpoint', 'model/maskgit_checkpoint'), "
+        "os.remove('model/checksums.json'))",
     )
     assert "2 pictures" in ended["first"].output, ended
     assert "finished before" in ended["again"].output

@@ -200,26 +200,26 @@ def test_quick_start(run):
         "findings = {'sheets': sheets, 'compilations': batched._advance._cache_size()}",
     )
     shown = pictures(notebook)
-    # A cell is 48 pixels in a frame of one, with gaps of two.
+    # A cell is 96 pixels in a frame of one, with gaps of two.
     assert [picture.shape for picture in shown] == [
-        (54, 54, 3),
-        (54, 158, 3),
-        (158, 158, 3),
-        (106, 158, 3),
-        (54, 158, 3),
+        (102, 102, 3),
+        (102, 302, 3),
+        (302, 302, 3),
+        (202, 302, 3),
+        (102, 302, 3),
     ]
-    np.testing.assert_array_equal(shown[1][:, :54], shown[0])
+    np.testing.assert_array_equal(shown[1][:, :102], shown[0])
     # The sketch, and the first picture after each of two steps; below, what is to be sampled again
-    # in grey: tokens of four pixels a side, none in the end.
-    above, below = (shown[3][top : top + 48] for top in (3, 55))
-    first, last = slice(55, 103), slice(107, 155)
-    np.testing.assert_array_equal(above[:, last], shown[1][3:51, first])
+    # in grey: tokens of eight pixels a side, none in the end.
+    above, below = (shown[3][top : top + 96] for top in (3, 103))
+    first, last = slice(103, 199), slice(203, 299)
+    np.testing.assert_array_equal(above[:, last], shown[1][3:99, first])
     np.testing.assert_array_equal(below[:, last], above[:, last])
     grey = (below[:, first] == 150).all(-1)
     assert 0 < grey.mean() < 1
-    np.testing.assert_array_equal(grey, grey[::4, ::4].repeat(4, 0).repeat(4, 1))
+    np.testing.assert_array_equal(grey, grey[::8, ::8].repeat(8, 0).repeat(8, 1))
     np.testing.assert_array_equal(below[:, first][~grey], above[:, first][~grey])
-    assert np.ptp(shown[1][3:51, 55:103].reshape(-1, 3), axis=0).min() > 50
+    assert np.ptp(shown[1][3:99, 103:199].reshape(-1, 3), axis=0).min() > 50
     sheets = findings["sheets"]
     assert len(set(sheets[:4])) == 4
     assert sheets == sheets[::-1]
@@ -263,7 +263,7 @@ def test_sweep(run, tmp_path):
     best = min(good, key=distances.get)
     assert (float(findings["best"]["lambda_s"]), float(findings["best"]["guidance_scale"])) == best
     scatter, sheet, curves = pictures(notebook)
-    assert sheet.shape == (106, 106, 3)
+    assert sheet.shape == (202, 202, 3)
     assert min(scatter.std(), curves.std()) > 10  # something is drawn
 
 
@@ -282,10 +282,10 @@ def test_imagenet(run):
     changed = {"label": 0, "seed": 0, "kernel": "jnp", "lambda_s": 0.9, "num_steps": 2}
     assert findings["settings"] == preset | changed
     values = [findings["settings"][knob.name] for knob in fields(StructureSettings)[1:]]
-    assert values == [0.9, 0.3, 1.0, 0.05, 0, 0, 1, 1, 0]
+    assert values == [0.9, 0.3, 1.0, 0.05, 0, 0, 1, 1, 0, 0, 0.6]
     assert (findings["pictures"], findings["compilations"]) == (findings["own"], 1)
     sketch, sheet = pictures(notebook)
-    assert sketch.shape == (48, 48, 3)
+    assert sketch.shape == (96, 96, 3)
     # Gaps of eight, frames of one.
     assert sheet.shape == (66, 182, 3)
     np.testing.assert_array_equal(sheet[9:57, 9:57], sketch)

@@ -52,7 +52,7 @@ def test_a_sketch_becomes_pictures(tmp_path):
     assert all(line["structure_distance"] > 0 for line in lines)
     assert {line["num_steps"] for line in lines} == {8}
     pictures = [read_image(tmp_path / "out" / line["file"]) for line in lines]
-    assert all(picture.shape == (48, 48, 3) for picture in pictures)
+    assert all(picture.shape == (96, 96, 3) for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == 3
     grid = read_image(tmp_path / "out" / "grid.png")
     assert min(grid.shape[:2]) >= 2 * 192
@@ -198,7 +198,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "missing": (["--sketch=nowhere.png", "--label=fish"], "nowhere.png"),
         "folder": ([f"--sketch={tmp_path}/none", "--label=fish"], "no file found; expected a f"),
         "blank": ([f"--sketch={tmp_path}/blank.png", "--label=fish"], "blank.png' is blank"),
-        "pipe": ([f"--sketch={tmp_path}/pipe.png", "--label=fish"], "it is a pipe"),
+        "pipe": ([f"--sketch={tmp_path}/pipe.png", "--label=fish"], "is a pipe"),
         "long": ([*good, f"--output_dir={'x' * 300}"], "File name too long"),
         "read-only": ([*good, "--output_dir=/proc/x"], "/proc/x: cannot write there"),
         "invert": ([*good, "--invert=maybe"], "auto, yes, no"),

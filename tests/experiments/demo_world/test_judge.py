@@ -90,8 +90,8 @@ def test_features_tell_photos_from_worse_pictures(judge, scenes):
     """The Fréchet distance to photos grows from photos over coarse ones to drawings."""
     photos, _, _ = scenes
     reference = judging.predict(*judge, held_out(3 * judging._BATCH)[0][judging._BATCH :]).features
-    coarse = photos.reshape(-1, 12, 4, 12, 4, 3).mean(axis=(2, 4))
-    coarse = coarse.repeat(4, axis=1).repeat(4, axis=2)
+    coarse = photos.reshape(-1, 12, 8, 12, 8, 3).mean(axis=(2, 4))
+    coarse = coarse.repeat(8, axis=1).repeat(8, axis=2)
     drawn = [world.draw_scene(HELD_OUT_SEED, index, size=96).sketch for index in range(len(photos))]
     drawings = to_float(np.stack(drawn))[..., None].repeat(3, axis=-1)
     real, blurred, sketched = (
