@@ -241,7 +241,7 @@ def test_files_and_another_model_give_pictures_alone(tiny_folder, tmp_path):
 def bad_flags(folder: Path, tiny_folder: Path) -> dict[str, tuple[list[str], str]]:
     """Flags and the words that the error line must have."""
     (folder / "file").write_text("")
-    Image.new("RGB", (8, 8)).save(folder / "distance.png")
+    Image.fromarray(np.uint8(255 * (1 - np.eye(8)))).save(folder / "distance.png")
     photo, sketch = f"--photo={folder}/distance.png", f"--sketch={folder}/distance.png"
     return {
         "token outside": (["--token=12,0"], "each from 0 to 11"),

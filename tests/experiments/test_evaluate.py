@@ -35,7 +35,7 @@ def evaluate(*arguments: str) -> subprocess.CompletedProcess:
 def write_random_model(
     folder: Path, transformer: Any = None, tokenizer: Any = None, **changes
 ) -> Path:
-    """A model of the demo's format with random weights: two small layers, 48 pixels, 36 ids.
+    """A model of the demo's format with random weights: two small layers, 96 pixels, 36 ids.
 
     Changes of the transformer's and the tokenizer's settings, and of the others.
     """
@@ -50,10 +50,10 @@ def write_random_model(
         **(transformer or {}),
     }
     settings["tokenizer"] |= {
-        "image_size": 48,
+        "image_size": 96,
         "latent_size": 6,
         "filters": 4,
-        "channel_multipliers": [1, 1, 1, 1],
+        "channel_multipliers": [1, 1, 1, 1, 1],
         "embedding_dim": 4,
         "codebook_size": 16,
         **(tokenizer or {}),
