@@ -208,7 +208,7 @@ def _command() -> str:
 
 
 def grid(
-    rows: Sequence[Any], labels: Iterable[int] = (), class_names: Sequence[str] = ()
+    rows: Sequence[Any], labels: Iterable[Any] = (), class_names: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Rows of equally many pictures [H, W, 3], small ones enlarged; `labels` are the columns'."""
     images = [image for row in rows for image in row]
