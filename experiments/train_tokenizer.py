@@ -124,6 +124,8 @@ def main(flags: Flags) -> None:
     if discriminator is not None:
         options = terms | {name: getattr(flags, name) for name in names}
         whole = functools.partial(losses.adversarial_loss, tokenizer, discriminator, **options)
+    # Exactly: an average of equal numbers may differ in the last digit.
+    kept = {name: params[name] for name in params if flags.part == "decoder" and name != "decoder"}
     if _averages(flags):
         averages = codebook.init_averages(params["quantizer"]["codebook"])
         params = {**params, "quantizer": averages}
@@ -136,7 +138,7 @@ def main(flags: Flags) -> None:
         functools.partial(losses.tokenizer_loss, tokenizer, **terms),
         whole,
         lambda params: checkpoint.write_checkpoint(
-            folder / "tokenizer_checkpoint", codebook.with_codes(params)
+            folder / "tokenizer_checkpoint", codebook.with_codes(params) | kept
         ),
     )
     print(f"model saved in {folder}")
@@ -157,6 +159,11 @@ def _check_flags(flags: Flags, config: TokenizerConfig) -> None:
         )
     if flags.part == "decoder" and not flags.init_from:
         raise InputError("--part=decoder needs a tokenizer to begin with: --init_from=FOLDER")
+    if flags.part == "decoder" and flags.num_warmup_steps:
+        raise InputError(
+            f"--num_warmup_steps={flags.num_warmup_steps} with --part=decoder: after them the "
+            "codebook is made anew, and ids would be others; leave it out"
+        )
 
 
 def _initial_weights(params: losses.Params, key: Key[Array, ""]) -> losses.Params:

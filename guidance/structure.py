@@ -282,7 +282,7 @@ def structure_remask(
         count = jnp.floor(num_masked * rate)
 
         # The key is returned unsplit, as in the released code. `split(key)` gives what `fold_in`
-        # gives of 0 and 1, so 2 is free for noise.
+        # gives of 0 and 1, so 2 is free for noise (and 3 for final passes).
         noise = jax.random.gumbel(jax.random.fold_in(key, 2), 2 * len(sampled)).reshape(2, -1)
         # The class token is no candidate for the confidence mask.
         regions = jnp.stack([region, region.at[0].set(False)])

@@ -4,10 +4,11 @@ Module and parameter names are those of the released checkpoints.
 
 What chooses ids, the encoder's convolutions and the distances to the codes, multiplies float32 at
 the highest precision on every backend. The backends' default would round factors to bfloat16 (TPUs)
-or TF32 (GPUs): of the 1,440 ids of the ten sample sketches, bfloat16 in the distances changes 49,
-in the convolutions alone 13; TF32 changes 9 and 3. The decoder, which only paints, runs at the
-backend's default. Training runs likewise, gradients included; in bfloat16 (`--dtype`, for speed)
-the precision changes nothing, because products of bfloat16 numbers are exact in float32.
+or TF32 (GPUs): of the 1,440 ids of the ten sample sketches, bfloat16 in the distances changed 49,
+in the convolutions alone 13, TF32 9 and 3, with a demo model of 48 pixels (docs/performance.md).
+The decoder, which only paints, runs at the backend's default. Training runs likewise, gradients
+included; in bfloat16 (`--dtype`, for speed) the precision changes nothing, because products of
+bfloat16 numbers are exact in float32.
 """
 
 from typing import Any

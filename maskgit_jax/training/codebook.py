@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Averages = dict[str, Float[Array, "..."]]
+Averages = dict[str, Float[Array | np.ndarray, "..."]]
 """What each code stands for, "sums" [K, d], by how often, "use" [K]: the quantizer's weights in
 training, in place of "codebook"."""
 
@@ -32,7 +32,7 @@ def init_averages(codes: Float[Array | np.ndarray, "K d"]) -> Averages:
     return {"use": jnp.ones(len(codes)), "sums": jnp.asarray(codes)}
 
 
-def codes_of(averages: Averages) -> Float[Array, "K d"]:
+def codes_of(averages: Averages) -> Float[Array | np.ndarray, "K d"]:
     """The codebook that averages stand for."""
     return averages["sums"] / averages["use"][:, None]
 

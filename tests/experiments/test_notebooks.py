@@ -287,8 +287,8 @@ def test_imagenet(run):
     sketch, sheet = pictures(notebook)
     assert sketch.shape == (96, 96, 3)
     # Gaps of eight, frames of one.
-    assert sheet.shape == (66, 182, 3)
-    np.testing.assert_array_equal(sheet[9:57, 9:57], sketch)
+    assert sheet.shape == (114, 326, 3)
+    np.testing.assert_array_equal(sheet[9:105, 9:105], sketch)
     first, second = np.array(findings["pictures"], np.uint8)
-    np.testing.assert_array_equal(sheet[9:57, 67:115], first)
+    np.testing.assert_array_equal(sheet[9:105, 115:211], first)
     assert np.abs(first.astype(int) - second).mean() > 1

@@ -176,9 +176,7 @@ def test_runs_start_from_the_weights_of_a_model(place, start):
         for folder in (source, place / "decoder")
     )
     for part in ("encoder", "quantizer"):
-        # Up to the rounding of the average weights.
-        same = functools.partial(np.testing.assert_allclose, rtol=1e-6)
-        jax.tree.map(same, before[part], after[part])
+        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
     kernels = (params["decoder"]["Conv_0"]["kernel"] for params in (before, after))
     assert 1e-5 < np.abs(np.subtract(*kernels)).max() < 0.1
 
@@ -196,6 +194,10 @@ def test_bad_input_ends_with_one_line_and_status_2(place, start):
             "--crop_size=5",
         ),
         "--part=decoder needs a tokenizer": (TOKENIZER, folder, "--part=decoder"),
+        "--num_warmup_steps=3 with --part=decoder": (
+            *(TOKENIZER, folder, "--init_from=demo", "--part=decoder"),
+            "--num_warmup_steps=3",
+        ),
         "has no sub-folders": (TOKENIZER, folder, f"--data={existing}"),
         "no model 'nothing'": (TRANSFORMER, folder, "--init_from=nothing"),
         "a model folder needs a config.json": (TRANSFORMER, folder),
