@@ -22,7 +22,6 @@ from tests.commands import ROOT, TESTS
 GOLDEN = TESTS / "golden" / "model"
 SHIPPED = (
     "maskgit_jax/models/demo",
-    "training/demo96",
     "experiments/demo_world/weights",
     "tests/golden/model",
 )
